@@ -1,0 +1,92 @@
+"""What a layer kind is: a strict description, a torch-free cost model, and factories.
+
+A suite names layers; each has a ``kind`` found in :mod:`bitbench.layers.registry`. The
+description and the cost model never import torch, so that a suite can be checked and planned on
+any machine. The factories do, inside worker processes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class LayerSpec(BaseModel):
+    """A layer as a suite describes it. Each kind adds its own fields; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Bytes and operations of one layer, from its description alone."""
+
+    codes_bytes: int
+    scales_bytes: int
+    format_bits: float
+    """Bits per weight of the format before scales (1.6 for base3, 32 for float32)."""
+    macs_per_token: int
+    compute: str
+    """Peak that bounds the arithmetic: ``fp32``, ``bf16``, ``int8`` or ``bit``."""
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.codes_bytes + self.scales_bytes
+
+
+class LayerKind(ABC):
+    """One kind of layer. Stateless; registered once under its name."""
+
+    name: ClassVar[str]
+    spec: ClassVar[type[LayerSpec]]
+
+    @abstractmethod
+    def cost(self, spec: Any, in_features: int, out_features: int) -> LayerCost:
+        """Cost of a layer of this shape. Torch-free."""
+
+    @abstractmethod
+    def numerics(self, spec: Any) -> dict[str, Any]:
+        """The part of ``spec`` that fixes the layer's outputs: packing formats that decode to the
+        same weights share it."""
+
+    def unsupported(self, spec: Any, device: str) -> str | None:
+        """Why this layer cannot run on ``device`` ("cpu", "cuda"), or None. Torch-free."""
+        return None
+
+    @abstractmethod
+    def random(self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int) -> nn.Module:
+        """A layer with random weights (random codes where packed), for measuring speed and bytes."""
+
+    @abstractmethod
+    def convert(self, spec: Any, linear: nn.Linear) -> nn.Module:
+        """The layer that replaces a trained ``linear``: weights and bias kept, ready for inference."""
+
+    @abstractmethod
+    def trainable(self, spec: Any, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
+        """A freshly initialised layer for training, quantisation-aware where the kind quantises."""
+
+    @abstractmethod
+    def reference(self, spec: Any, module: nn.Module, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Exact output of ``module`` for ``x [M, in]``, output features ``rows``, computed in
+        float64 from the layer's own decoded weights and by other code than its kernel."""
+
+    @abstractmethod
+    def tolerance(self, spec: Any, in_features: int) -> float:
+        """Largest acceptable error of the output, relative to the largest reference value."""
+
+    def kernel(self, module: nn.Module) -> str:
+        """Name of the kernel that served ``module``'s last call."""
+        return type(module).__name__
+
+    def fallback(self, spec: Any, kernel: str) -> str | None:
+        """Why ``kernel`` is not the one this layer's name promises, or None."""
+        return None

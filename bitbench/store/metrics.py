@@ -1,0 +1,59 @@
+"""Every figure that a case can carry: its unit, which way is better, what it means.
+
+A metric absent from this table cannot be recorded, claimed or reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Direction = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    unit: str
+    better: Direction
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    "time.latency": Metric("s", "lower", "time of one call, median of blocks, mean over launches"),
+    "time.speedup": Metric("x", "higher", "latency of the baseline layer / latency of this layer"),
+    "time.speedup_best_float": Metric(
+        "x", "higher", "latency of the fastest nn.Linear dtype here / latency of this layer"
+    ),
+    "roofline.share": Metric("", "higher", "reached share of the measured limit that binds"),
+    "decode.tokens_per_second": Metric("tokens/s", "higher", "batch-1 decoding rate"),
+    "decode.blocks_share": Metric("", "neither", "share of a token's time in transformer blocks"),
+    "decode.head_share": Metric("", "neither", "share of a token's time in the output head"),
+    "decode.rest_share": Metric("", "neither", "share of a token's time outside blocks and head"),
+    "decode.ceiling": Metric("x", "higher", "speed-up if converted layers took no time at all"),
+    "cpu.utilisation": Metric("", "neither", "processor time / (wall time x threads), timed blocks"),
+    "gpu.utilisation": Metric("", "higher", "share of time a kernel ran on the GPU"),
+    "memory.codes_bytes": Metric("B", "lower", "packed weight codes, or the float weight"),
+    "memory.scales_bytes": Metric("B", "lower", "scales of the codes"),
+    "memory.bias_bytes": Metric("B", "lower", "bias"),
+    "memory.buffers_bytes": Metric("B", "lower", "all other tensors, the packing header included"),
+    "memory.slack_bytes": Metric("B", "lower", "live storage beyond what the tensors show"),
+    "memory.weight_bytes": Metric("B", "lower", "codes + scales"),
+    "memory.layer_bytes": Metric("B", "lower", "live storage of the whole layer, slack included"),
+    "memory.file_bytes": Metric("B", "lower", "the layer saved as a safetensors file"),
+    "memory.peak_bytes": Metric("B", "lower", "rise of the process's high-water mark over a call"),
+    "memory.bits_per_weight": Metric("bit", "lower", "8 x (codes + scales) / number of weights"),
+    "memory.format_bits": Metric("bit", "lower", "bits per weight of the format before scales"),
+    "memory.weight_ratio": Metric("x", "higher", "fp32 weight bytes / (codes + scales) bytes"),
+    "memory.weight_ratio_bf16": Metric("x", "higher", "bf16 weight bytes / (codes + scales) bytes"),
+    "memory.layer_ratio": Metric("x", "higher", "fp32 nn.Linear bytes / whole-layer bytes"),
+    "memory.file_ratio": Metric("x", "higher", "fp32 nn.Linear file / this layer's file"),
+    "memory.model_bytes": Metric("B", "lower", "live storage of the whole model"),
+    "memory.model_ratio": Metric("x", "higher", "fp32 whole-model bytes / whole-model bytes"),
+    "quality.perplexity": Metric("", "lower", "exp of the mean negative log likelihood a token"),
+    "quality.perplexity_ratio": Metric("x", "lower", "perplexity / perplexity of the baseline"),
+    "quality.tokens": Metric("tokens", "neither", "held-out tokens scored"),
+    "quality.nll": Metric("nat", "lower", "mean negative log likelihood a token, per document"),
+    "training.bits_per_byte": Metric("bit", "lower", "held-out bits per byte after training"),
+    "training.loss": Metric("nat", "lower", "training loss at the last step"),
+    "training.seconds": Metric("s", "lower", "wall time of the training run"),
+}

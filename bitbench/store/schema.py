@@ -1,0 +1,174 @@
+"""What a run folder holds, as typed records. No input or output here.
+
+``results/<run>/`` contains
+
+=================  =======================================================================
+``run.json``       one :class:`RunInfo`: suite as resolved, environment, code, seeds
+``cases.jsonl``    one :class:`Case` a line, written before anything runs: no row can go missing
+``samples.jsonl``  one :class:`Record` a line: the outcome of one case in one launch
+``telemetry.jsonl``  one :class:`TelemetrySample` a line, about one a second
+=================  =======================================================================
+
+Files are append-only text with one writer. A case is finished when each of its launches has a
+record; what is missing is what ``--resume`` runs.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+MAX_BLOCKS = 64
+
+Phase = Literal["timed", "once"]
+Replicate = Literal["launches", "seeds", "documents", "exact"]
+
+
+class Status(StrEnum):
+    """How one case ended in one launch. The set is closed."""
+
+    OK = "ok"
+    UNSUPPORTED = "unsupported"  # the layer cannot do this here: missing package, device, format
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASH = "crash"  # the worker process died
+    ERROR = "error"  # an exception, with its message as reason
+    INCORRECT = "incorrect"  # the output disagreed with the reference, before or after timing
+    FALLBACK = "fallback"  # another kernel than the named one served the call
+    INVALID = "invalid"  # measured, but not to be believed: too small to be cold, above the roofline
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Check(_Record):
+    """Comparison of a case's output with the exact reference."""
+
+    passed: bool
+    max_error: float
+    """Largest absolute difference, divided by the largest absolute reference value."""
+    tolerance: float
+    compared: int
+    """Number of output elements compared."""
+
+
+class Case(_Record):
+    """One layer at one point. Identity is ``id``, a hash of everything that fixes the number."""
+
+    id: str
+    point: str
+    """Id of the point; cases that share it are measured together."""
+    workload: str
+    """Workload kind, such as ``linear``."""
+    entry: int
+    """Position of the workload in the suite's list."""
+    phase: Phase
+    replicate: Replicate
+    launches: int
+    """Records this case needs: launches when timed, seeds when trained, else 1."""
+    layer: str
+    params: dict[str, Any]
+    """The point: shape, tokens, cache state, measure, ... in the workload's words."""
+    numerics: str
+    """Cases with equal numerics give equal accuracy and are computed once."""
+
+    @property
+    def label(self) -> str:
+        """Readable name, unique within a run: ``linear/2048x2048/tokens=1/cache=hot/ternary``."""
+        parts = [self.workload]
+        for key, value in self.params.items():
+            if key == "shape":
+                parts.append("x".join(str(n) for n in value))
+            elif key == "measure":
+                parts.append(str(value))
+            else:
+                parts.append(f"{key}={value}")
+        return "/".join([*parts, self.layer])
+
+
+class Record(_Record):
+    """Outcome of one case in one launch (or for one seed)."""
+
+    case: str
+    launch: int
+    status: Status
+    reason: str = ""
+    """Why the status is not ``ok``; empty otherwise."""
+    calls: int = 0
+    """Calls in each timed block."""
+    samples_ns: list[int] = Field(default_factory=list, max_length=MAX_BLOCKS)
+    """Duration of each timed block in nanoseconds, in the order measured."""
+    order: int = 0
+    """Position of the layer among those of its point when built: launches shuffle it."""
+    kernel: str = ""
+    """The kernel that served the calls, as reported by the layer."""
+    before: Check | None = None
+    after: Check | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Other figures of this launch, named in :mod:`bitbench.store.metrics`."""
+    replicates: dict[str, list[float]] = Field(default_factory=dict)
+    """Figures per replicate inside this record (documents of a text), by metric name."""
+    shared_from: str = ""
+    """Id of the case that computed this accuracy, where numerics are equal."""
+    started: str = ""
+    """UTC, ISO 8601."""
+    wall_s: float = 0.0
+
+    @model_validator(mode="after")
+    def _fields_fit_status(self) -> Record:
+        if self.status is not Status.OK and not self.reason:
+            raise ValueError(f"status {self.status.value} needs a reason")
+        if self.samples_ns and self.calls < 1:
+            raise ValueError("timed blocks need calls >= 1")
+        if any(ns <= 0 for ns in self.samples_ns):
+            raise ValueError("a timed block cannot take zero or negative time")
+        return self
+
+
+class CodeIdentity(_Record):
+    """Which code ran."""
+
+    bitbench: str
+    impl: str
+    commit: str = ""
+    dirty: bool = False
+    native: dict[str, Any] = Field(default_factory=dict)
+    """What ``impl.capabilities()`` said: library found, ISA, kernels."""
+
+
+class RunInfo(_Record):
+    """The head of a run: everything needed to read it and to run it again."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: str
+    created: str
+    suite_path: str
+    suite: dict[str, Any]
+    """The suite as resolved (see :class:`bitbench.suite.schema.Suite`), plain JSON."""
+    quick: bool = False
+    seed: int = 0
+    threads: int
+    environment: dict[str, Any]
+    code: CodeIdentity
+
+
+class TelemetrySample(_Record):
+    """State of the machine at one moment. ``None`` means: cannot be read here."""
+
+    t: float
+    """Seconds since the run was created or resumed."""
+    launch: str
+    """Name of the process being measured, ``once-3`` or ``launch-0``."""
+    cpu_percent: float | None = None
+    cpu_mhz: float | None = None
+    load_1m: float | None = None
+    memory_used: int | None = None
+    worker_rss: int | None = None
+    gpu_percent: float | None = None
+    gpu_memory_used: int | None = None
+    gpu_power_w: float | None = None
+    gpu_sm_mhz: float | None = None

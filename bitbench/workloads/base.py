@@ -1,0 +1,145 @@
+"""What a workload is: points to visit, and what happens there.
+
+A workload has a torch-free half (:meth:`WorkloadKind.points`, :meth:`~WorkloadKind.quick`,
+:meth:`~WorkloadKind.estimate`), used to check and plan a suite, and a worker half
+(:meth:`~WorkloadKind.open`), which runs in a worker process and imports torch there.
+
+``timed`` points are measured by the clock in :mod:`bitbench.measure`: the session builds one
+:class:`Subject` a layer and the clock interleaves them. ``once`` points are measured by the
+session itself, one layer at a time, in a process apart from the timed ones.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from bitbench.layers.base import LayerSpec
+from bitbench.store.schema import Check, Phase, Replicate
+
+
+class WorkloadSpec(BaseModel):
+    """A workload entry of a suite. Each kind adds its own fields; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    layers: list[str] | None = None
+    """Names of the suite's layers to measure here; None means all."""
+
+
+@dataclass(frozen=True)
+class PointPlan:
+    """One place to visit."""
+
+    params: dict[str, Any]
+    phase: Phase
+    replicate: Replicate
+    launches: int | None = None
+    """Records needed; None means the suite's number of launches."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a worker knows besides the point."""
+
+    device: str
+    threads: int
+    seed: int
+    """Derived from the run's seed, the launch and the point."""
+    cache_dir: Path
+    """Shared by the workers of a run; conversions are kept here. Removed when the run ends."""
+    layers: Mapping[str, LayerSpec]
+    """The layers measured at this point, in suite order."""
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a ``once`` measurement found."""
+
+    metrics: dict[str, float]
+    replicates: dict[str, list[float]] = field(default_factory=dict)
+    kernel: str = ""
+
+
+class Subject(ABC):
+    """One layer at one timed point, ready to be called."""
+
+    kernel: str = ""
+    max_calls: int | None = None
+    """Most calls between two resets (a decoder's context is finite); None means no limit."""
+
+    def reset(self) -> None:  # noqa: B027 - a hook, empty for most subjects
+        """Untimed, before each block."""
+
+    @abstractmethod
+    def call(self) -> Any:
+        """The timed work."""
+
+    @abstractmethod
+    def check(self) -> Check:
+        """Compare the output with the exact reference. Called before and after timing."""
+
+    def fallback(self) -> str | None:
+        """Why the kernel that ran is not the one the layer's name promises, or None."""
+        return None
+
+    def invalid(self) -> str | None:
+        """Why the measurement could not be what the point says, or None."""
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        """Other figures of this launch, measured outside the timed blocks."""
+        return {}
+
+
+class Session(ABC):
+    """A point opened in a worker."""
+
+    def build(self, layer: str, spec: LayerSpec) -> Subject:
+        """Timed points: the layer made ready. Raise :class:`Unsupported` where it cannot be."""
+        raise TypeError(f"{type(self).__name__} has no timed points")
+
+    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:
+        """Once points: run the measurement of one layer; ``replicate`` numbers the seed."""
+        raise TypeError(f"{type(self).__name__} has no once points")
+
+    def close(self) -> None:  # noqa: B027 - a hook, empty for most sessions
+        """Free what :meth:`build` made."""
+
+
+class Unsupported(Exception):
+    """The layer cannot do this here. The message says why and what would help."""
+
+
+class WorkloadKind(ABC):
+    """One kind of workload. Stateless; registered once under its name."""
+
+    name: ClassVar[str]
+    spec: ClassVar[type[WorkloadSpec]]
+
+    @abstractmethod
+    def points(self, spec: Any) -> list[PointPlan]:
+        """All points of this entry, in the order written. Torch-free."""
+
+    @abstractmethod
+    def quick(self, spec: Any) -> WorkloadSpec:
+        """The same entry cut down for ``--quick``. Torch-free."""
+
+    @abstractmethod
+    def estimate(self, spec: Any, plan: PointPlan, layer: LayerSpec) -> float:
+        """Seconds one launch of one layer takes here, to plan with. Torch-free."""
+
+    def data(self, spec: Any) -> list[str]:
+        """Catalog names this entry needs; fetched before anything is measured."""
+        return []
+
+    @abstractmethod
+    def open(self, spec: Any, params: dict[str, Any], context: Context) -> Session:
+        """Worker half."""

@@ -1,0 +1,184 @@
+/* bitimpl: kernels for binary, ternary and k-ternary layers behind a plain C interface.
+ *
+ * Nothing here knows Python or torch. Every pointer is caller-owned, every buffer is sized by
+ * the caller (see the *_workspace and *_bytes queries), no function allocates on behalf of the
+ * caller, exits the process or throws across this border.
+ *
+ * Functions that return int return a bitimpl_status. On failure a message with the offending
+ * value, the limit and the remedy is kept per thread: bitimpl_last_error().
+ *
+ * ---------------------------------------------------------------------------------------------
+ * Packed layouts (layout tag BITIMPL_LAYOUT_V1)
+ *
+ * A weight matrix has `rows` output channels, `cols` input features and `components` terms
+ * (1, or k of a k-ternary matrix). One layout per format serves every CPU and is what a
+ * checkpoint holds.
+ *
+ * BITIMPL_BINARY      codes -1, +1                          1 bit per weight
+ *   Row-major; every row of every component starts on a byte: row stride = ceil(cols / 8).
+ *   Column k is bit k % 8 (least significant first) of byte k / 8; bit 1 is +1. Unused bits of
+ *   the last byte are 0. Component c follows component c - 1.
+ *   bytes = components * rows * ceil(cols / 8)
+ *
+ * BITIMPL_TWO_BIT     codes -1, 0, +1 stored as 0, 1, 2     2 bits per weight
+ * BITIMPL_BASE3       codes -1, 0, +1 stored as 0, 1, 2     1.6 bits per weight
+ *   P rows share a byte (P = 4 for two_bit, P = 5 for base3): the byte of row group g at column
+ *   k holds the digits of rows g*P .. g*P + P - 1 at that column,
+ *       two_bit   byte = sum_j digit_j << 2j          base3   byte = sum_j digit_j * 3^j
+ *   so one load of 64 consecutive bytes carries P rows of 64 columns, and a masked digit needs
+ *   no shift: it is the digit times 4^j, undone once per row at the end.
+ *   Four row groups form a row block (16 or 20 rows). The last block may hold fewer groups, and
+ *   its last group may hold fewer than P rows: missing rows carry the digit 1 (weight zero).
+ *   A row is cut into segments (its scale groups; the whole row where there are none), a segment
+ *   into steps of 64 columns; the last step of a segment may be shorter. In memory:
+ *       for each block, for each component, for each segment, for each step, for each group of
+ *       the block: the step's columns, one byte each.
+ *   Hence a block is one contiguous stream and columns carry no padding.
+ *   bytes = components * ceil(rows / P) * cols
+ *
+ * Scales are not part of the packed bytes. scale(c, n, g) is element
+ *     c * scale_component_stride + n * scale_row_stride + g * scale_group_stride
+ * of `scales`; a stride of 0 shares it (per tensor: row stride 0).
+ *
+ * ---------------------------------------------------------------------------------------------
+ * Arithmetic
+ *
+ * With integer activations q (int8, int16 as two int8 passes, or signs) the dot products are
+ * exact integers for every rows, cols, M >= 1. The epilogue is float32, in this order and
+ * without fused multiply-add, so that every instruction set, thread count and batch size gives
+ * the same bits:
+ *     t = 0;  for each component c, for each scale group g:  t = t + scale(c, n, g) * float(dot)
+ *     y[m, n] = t * activation_scale[m] (+ bias[n]), rounded once to the output type
+ * With float activations the sum over k is float32 in an unspecified order.
+ *
+ * Activation quantisation, per row of x, in float32:
+ *   int8    amax = max(max|x|, 1e-5); q = clamp(round_half_even(x * (127 / amax)), -127, 127);
+ *           activation_scale = amax / 127
+ *   int16   the same with 32512 = 127 * 256 in place of 127; q = 256 * hi + lo with int8 hi, lo
+ *   sign    q = x >= 0 ? +1 : -1 (so -0.0 is +1); activation_scale = mean |x|
+ * A NaN or infinity in a row makes its activation_scale NaN, hence that row of y and no other.
+ */
+#ifndef BITIMPL_H
+#define BITIMPL_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define BITIMPL_ABI_VERSION 1
+#define BITIMPL_LAYOUT_V1 1
+#define BITIMPL_MAX_COMPONENTS 16
+
+typedef enum bitimpl_status {
+  BITIMPL_OK = 0,
+  BITIMPL_INVALID_ARGUMENT = 1, /* a size, pointer, tag or enum value is wrong */
+  BITIMPL_UNSUPPORTED = 2,      /* valid, but no kernel here (operator, format or ISA) */
+  BITIMPL_OUT_OF_MEMORY = 3
+} bitimpl_status;
+
+typedef enum bitimpl_format {
+  BITIMPL_BINARY = 1,
+  BITIMPL_TWO_BIT = 2,
+  BITIMPL_BASE3 = 3
+} bitimpl_format;
+
+typedef enum bitimpl_dtype { BITIMPL_F32 = 0, BITIMPL_F16 = 1, BITIMPL_BF16 = 2 } bitimpl_dtype;
+
+/* What the kernel does to the activations before the dot product. */
+typedef enum bitimpl_activation {
+  BITIMPL_ACTIVATION_FLOAT = 0,  /* none: float32 products straight from packed bytes */
+  BITIMPL_ACTIVATION_SIGN = 1,   /* binary weights only */
+  BITIMPL_ACTIVATION_INT8 = 8,
+  BITIMPL_ACTIVATION_INT16 = 16
+} bitimpl_activation;
+
+typedef struct bitimpl_weight {
+  int32_t layout;      /* BITIMPL_LAYOUT_V1 */
+  int32_t format;      /* bitimpl_format */
+  int32_t components;  /* 1 .. BITIMPL_MAX_COMPONENTS */
+  int32_t scale_dtype; /* BITIMPL_F32 or BITIMPL_F16 */
+  int64_t rows;        /* output features N >= 1 */
+  int64_t cols;        /* input features K >= 1 */
+  int64_t group_size;  /* columns per scale group: 0 = no groups, else a positive multiple of 8;
+                          the last group may be shorter */
+  const uint8_t* codes;
+  int64_t codes_bytes; /* exactly bitimpl_codes_bytes(...) */
+  const void* scales;
+  int64_t scale_component_stride; /* in elements */
+  int64_t scale_row_stride;
+  int64_t scale_group_stride;
+} bitimpl_weight;
+
+/* A row-major matrix whose rows are contiguous; row_stride in elements. */
+typedef struct bitimpl_matrix {
+  void* data;
+  int32_t dtype; /* bitimpl_dtype */
+  int32_t reserved;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+} bitimpl_matrix;
+
+/* ---- library ------------------------------------------------------------------------------ */
+
+int bitimpl_abi_version(void);
+const char* bitimpl_last_error(void); /* "" when the thread's last call succeeded */
+
+/* Instruction sets compiled in and usable on this machine, best first, comma separated:
+ * of "avx512", "avx2", "neon", "portable". */
+const char* bitimpl_supported_isas(void);
+/* The one in use. Chosen at load: the environment variable BITIMPL_ISA, else the best. A name
+ * that BITIMPL_ISA gives and the machine lacks makes every call fail with that message. */
+const char* bitimpl_isa(void);
+/* Choose by name; NULL or "" restores the best. For tests and measurements. */
+int bitimpl_select_isa(const char* name);
+/* Threads the next call may use (the OpenMP pool shared with torch). */
+int bitimpl_threads(void);
+/* Name of the kernel that served this thread's last operator call, such as
+ * "ternary_linear/base3/int8/gemv/avx512". */
+const char* bitimpl_last_kernel(void);
+
+/* ---- packing ------------------------------------------------------------------------------ */
+
+/* Size of the packed bytes, or -1 where an argument is invalid. */
+int64_t bitimpl_codes_bytes(int32_t format, int32_t components, int64_t rows, int64_t cols,
+                            int64_t group_size);
+/* codes: int8 [components, rows, cols], contiguous, values -1/+1 (binary) or -1/0/+1; any other
+ * value is BITIMPL_INVALID_ARGUMENT. out: bitimpl_codes_bytes(...) bytes. */
+int bitimpl_pack(int32_t format, int32_t components, int64_t rows, int64_t cols,
+                 int64_t group_size, const int8_t* codes, uint8_t* out, int64_t out_bytes);
+/* The inverse; ignores scales. codes: int8 [components, rows, cols]. */
+int bitimpl_unpack(const bitimpl_weight* weight, int8_t* codes);
+/* Float weights of rows [row_begin, row_end): out float32 [row_end - row_begin, cols]. */
+int bitimpl_dequantize(const bitimpl_weight* weight, int64_t row_begin, int64_t row_end,
+                       float* out, int64_t out_row_stride);
+
+/* ---- activation quantisation -------------------------------------------------------------- */
+
+/* q: int8 [x.rows, x.cols] contiguous; scale: float32 [x.rows]. */
+int bitimpl_quantize_int8(const bitimpl_matrix* x, int8_t* q, float* scale);
+
+/* ---- operators ---------------------------------------------------------------------------- */
+
+/* Bytes of scratch an operator call needs for `rows` rows of activations, or -1. Any alignment. */
+int64_t bitimpl_linear_workspace(const bitimpl_weight* weight, int64_t rows, int32_t activation);
+
+/* y[M, N] = dequantized(weight)[N, K] applied to x[M, K], plus bias[N] (NULL for none).
+ * x, y: any bitimpl_dtype each, M >= 0; bias: N elements of bias_dtype.
+ * binary_linear takes format BINARY with activation FLOAT, SIGN, INT8 or INT16;
+ * ternary_linear takes TWO_BIT or BASE3 with FLOAT, INT8 or INT16, any number of components in
+ * one pass over the activations. workspace_bytes >= bitimpl_linear_workspace(...). */
+int bitimpl_binary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
+                          int32_t activation, const void* bias, int32_t bias_dtype,
+                          const bitimpl_matrix* y, void* workspace, int64_t workspace_bytes);
+int bitimpl_ternary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
+                           int32_t activation, const void* bias, int32_t bias_dtype,
+                           const bitimpl_matrix* y, void* workspace, int64_t workspace_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* BITIMPL_H */
