@@ -55,7 +55,8 @@
  *   int8    amax = max(max|x|, 1e-5); q = clamp(round_half_even(x * (127 / amax)), -127, 127);
  *           activation_scale = amax / 127
  *   int16   the same with 32512 = 127 * 256 in place of 127; q = 256 * hi + lo with int8 hi, lo
- *   sign    q = x >= 0 ? +1 : -1 (so -0.0 is +1); activation_scale = mean |x|
+ *   sign    q = x >= 0 ? +1 : -1 (so -0.0 is +1); activation_scale = mean |x|, summed in
+ *           float64 and rounded once
  * A NaN or infinity in a row makes its activation_scale NaN, hence that row of y and no other.
  */
 #ifndef BITIMPL_H
@@ -65,6 +66,9 @@
 
 #ifdef __cplusplus
 extern "C" {
+#endif
+#if defined(__GNUC__)
+#pragma GCC visibility push(default) /* the library is built with hidden visibility */
 #endif
 
 #define BITIMPL_ABI_VERSION 1
@@ -177,6 +181,9 @@ int bitimpl_ternary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x
                            int32_t activation, const void* bias, int32_t bias_dtype,
                            const bitimpl_matrix* y, void* workspace, int64_t workspace_bytes);
 
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
 #ifdef __cplusplus
 }
 #endif

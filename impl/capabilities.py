@@ -1,0 +1,79 @@
+"""What can run here, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from impl import native
+
+#: Activations each operator takes, as they stand in kernel names.
+_ACTIVATIONS = {
+    "binary_linear": ("float", "sign", "int8", "int16"),
+    "ternary_linear": ("float", "int8", "int16"),
+}
+_FORMATS = {"binary_linear": ("binary",), "ternary_linear": ("two_bit", "base3")}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One combination that can be served."""
+
+    operator: str
+    format: str
+    activation: str
+    """``float``, ``sign``, ``int8`` or ``int16``."""
+    device: str
+    isa: str
+    """Instruction set of a native kernel, or ``torch`` for the reference."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """The native library, if any, and all kernels that can be called."""
+
+    library: str | None
+    """Path of the native library, or None."""
+    why_not: str
+    """Why there is no native library and what would help; "" where there is one."""
+    abi: int | None
+    isa: str | None
+    """Instruction set in use."""
+    isas: tuple[str, ...]
+    """Instruction sets that this machine can use, best first."""
+    threads: int | None
+    """Threads the native kernels may use."""
+    backend: str
+    """Choice in force: ``auto``, ``native`` or ``torch``."""
+    kernels: tuple[Kernel, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        plain = asdict(self)
+        return {**plain, "isas": list(self.isas), "kernels": [asdict(kernel) for kernel in self.kernels]}
+
+
+def capabilities() -> Capabilities:
+    """What can run on this machine. Loads the native library on first use."""
+    library = native.library_path()
+    isas = native.supported_isas() if library else ()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    served = [("cpu", isa) for isa in isas] + [(device, "torch") for device in devices]
+    return Capabilities(
+        library=str(library) if library else None,
+        why_not=native.why_not(),
+        abi=native.ABI_VERSION if library else None,
+        isa=native.isa() if library else None,
+        isas=isas,
+        threads=native.threads() if library else None,
+        backend=native.current_backend(),
+        kernels=tuple(
+            Kernel(operator, format, activation, device, isa)
+            for operator, activations in _ACTIVATIONS.items()
+            for format in _FORMATS[operator]
+            for activation in activations
+            for device, isa in served
+        ),
+    )

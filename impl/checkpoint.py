@@ -1,0 +1,124 @@
+"""Saving and loading the state of a module as safetensors.
+
+The file is a plain safetensors file: packed layers appear as ``<name>.codes`` (uint8),
+``<name>.scales`` and ``<name>.packing`` (the int64 header), latent ones as ``<name>.weight``.
+Tensors that share memory are stored once; the metadata entry ``bitimpl.aliases`` (JSON) maps the
+other names to the stored one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from impl.packing import read_header
+
+#: Version of this file convention; files of newer versions are refused.
+FILE_VERSION = 1
+
+_VERSION_KEY = "bitimpl.version"
+_ALIASES_KEY = "bitimpl.aliases"
+
+
+def save(module: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Write the state of ``module`` to ``path``; an existing file is replaced in one step.
+
+    ``metadata`` (strings) is stored beside it; names that begin with ``bitimpl.`` are taken.
+    Raises ValueError for such names and for tensors on the meta device.
+    """
+    reserved = [key for key in metadata or {} if key.startswith("bitimpl.")]
+    if reserved:
+        raise ValueError(f"metadata {reserved} use the reserved prefix 'bitimpl.': rename them")
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}: safetensors holds tensors only")
+        if value.is_meta:
+            raise ValueError(f"{name} is on the meta device and has no values to save")
+        place = (value.data_ptr(), value.dtype, value.device, tuple(value.shape), value.stride())
+        if value.numel() and place in first:
+            aliases[name] = first[place]
+            continue
+        first[place] = name
+        # Views of one storage are refused by safetensors: what overlaps otherwise is copied.
+        whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
+        tensors[name] = (
+            value.detach() if whole else value.detach().clone(memory_format=torch.contiguous_format)
+        )
+    header = {
+        "format": "pt",
+        _VERSION_KEY: str(FILE_VERSION),
+        _ALIASES_KEY: json.dumps(aliases, sort_keys=True),
+        **(metadata or {}),
+    }
+    target = Path(path)
+    handle, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    try:
+        save_file(tensors, partial, metadata=header)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(partial, target)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def load(
+    module: nn.Module, path: str | os.PathLike[str], *, strict: bool = True, assign: bool = False
+) -> dict[str, str]:
+    """Load ``path`` into ``module`` and return the file's metadata.
+
+    Quantised layers take the form, packed or latent, that the file holds for them. ``strict`` and
+    ``assign`` are those of ``load_state_dict``; a module on the meta device needs ``assign``.
+
+    Raises FileNotFoundError; ValueError where the file is damaged, of a newer version, or holds
+    packed weights that this build cannot read; RuntimeError where it does not fit ``module``.
+    """
+    state, metadata = read_state(path)
+    module.load_state_dict(state, strict=strict, assign=assign)
+    return metadata
+
+
+def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state in ``path``, aliases included, and the file's metadata. Raises as :func:`load`."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            _check_version(path, metadata)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    for name, stored in json.loads(metadata.get(_ALIASES_KEY, "{}")).items():
+        if stored not in state:
+            raise ValueError(f"{path} names {stored} as the data of {name} but does not hold it: damaged")
+        state[name] = state[stored]
+    for name, tensor in state.items():
+        if name == "packing" or name.endswith(".packing"):
+            try:
+                read_header(tensor)
+            except ValueError as error:
+                raise ValueError(f"{path}, {name}: {error}") from error
+    return state, metadata
+
+
+def _check_version(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+    version = metadata.get(_VERSION_KEY, str(FILE_VERSION))
+    if not version.isdecimal() or int(version) > FILE_VERSION:
+        raise ValueError(
+            f"{path} has file version {version}, this build reads up to {FILE_VERSION}: update the package"
+        )

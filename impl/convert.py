@@ -1,0 +1,227 @@
+"""Whole models: replace ``nn.Linear`` by low-bit layers, pack and unpack them.
+
+Only exact ``nn.Linear`` modules are replaced. Subclasses are left alone, as the modules that hold
+them may read their weight directly (``nn.MultiheadAttention`` does); so are layers with hooks, and
+layers that share their weight with something that is not converted, such as an output head tied
+to an embedding: a packed copy would cost memory rather than save it. Each is reported.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from torch import Tensor, nn
+
+from impl.layers import BitLinear, QuantizedLinear
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass
+class ConversionReport:
+    """What :func:`convert_linear_to_bitlinear` did, by module name ("" is the root)."""
+
+    converted: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Linear layers left alone, and why."""
+
+
+def convert_linear_to_bitlinear(
+    module: nn.Module,
+    inplace: bool = True,
+    *,
+    skip: Sequence[str] = (),
+    layer: type[QuantizedLinear] = BitLinear,
+    report: ConversionReport | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Replace every ``nn.Linear`` in ``module`` by ``layer.from_linear(linear, **options)``.
+
+    Weights, biases, devices and dtypes are kept. Linear layers that share a weight share it
+    afterwards; where they also share or lack a bias they become one module. ``skip`` holds names
+    or globs of modules to leave alone ("lm_head", "*.attention.*", "*head"); each must match
+    something. ``inplace=False`` converts a deep copy. ``report`` is filled in; without one, layers
+    left alone for another reason than ``skip`` are warned of once.
+
+    Returns the converted module: the replacement where ``module`` is itself an ``nn.Linear``.
+    Raises ValueError where ``skip`` matches nothing or a weight holds NaN or infinity, before
+    anything is replaced.
+    """
+    if isinstance(skip, str):
+        raise TypeError(f"skip takes a list of names, got the string {skip!r}: write skip=[{skip!r}]")
+    module = module if inplace else copy.deepcopy(module)
+    found = report if report is not None else ConversionReport()
+    linears = _select(module, skip, found)
+    replacements = _build(linears, layer, options)
+    for name, old in linears.items():
+        found.converted.append(name)
+        if old is module:
+            module = replacements[id(old)]
+    _replace_children(module, replacements)
+    left = {name: why for name, why in found.skipped.items() if not why.startswith(_ASKED)}
+    if report is None and left:
+        listing = "; ".join(f"{name or 'the root module'}: {why}" for name, why in left.items())
+        warnings.warn(f"linear layers left unconverted: {listing}", UserWarning, stacklevel=2)
+    return module
+
+
+def prepare(module: nn.Module, inplace: bool = True, **options: Any) -> nn.Module:
+    """:func:`convert_linear_to_bitlinear` to training form: latent weights, ready to train."""
+    return convert_linear_to_bitlinear(module, inplace, pack=False, **options)
+
+
+def pack(module: Model) -> Model:
+    """Pack every quantised layer in ``module``, itself included, in place. Returns it.
+
+    Layers that share a latent weight and quantise it alike share the packed buffers (until a move
+    to another device, which copies buffers).
+    """
+    layers = [layer for layer in _quantized_layers(module) if layer.weight is not None]
+    uses = Counter(id(layer.weight) for layer in layers)
+    first_of: dict[tuple[Any, ...], QuantizedLinear] = {}
+    held = []  # shared weights stay alive to the end: a freed one's id could be met again
+    for layer in layers:
+        shared = uses[id(layer.weight)] > 1
+        if shared:
+            held.append(layer.weight)
+        key = (id(layer.weight), *_numerics(layer))
+        if shared and key in first_of:
+            layer.share_packed(first_of[key])
+        else:
+            layer.pack()
+            if shared:
+                first_of[key] = layer
+    return module
+
+
+def unpack(module: Model) -> Model:
+    """Unpack every quantised layer in ``module``, itself included, in place. Returns it.
+
+    Layers that share packed buffers share the latent weight.
+    """
+    weights: dict[int, tuple[Tensor, nn.Parameter]] = {}  # the codes too, so that no id is met twice
+    for layer in _quantized_layers(module):
+        codes = layer.codes
+        if codes is None:
+            continue
+        layer.unpack()
+        assert layer.weight is not None
+        layer.weight = weights.setdefault(id(codes), (codes, layer.weight))[1]
+    return module
+
+
+_ASKED = "named in skip"
+
+
+def _select(module: nn.Module, skip: Sequence[str], report: ConversionReport) -> dict[str, nn.Linear]:
+    """The linear layers to convert, by their first name; fills in what is left alone."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    unmatched = [pattern for pattern in skip if not any(_matches(name, [pattern]) for name in modules)]
+    if unmatched:
+        names = [name for name, m in modules.items() if isinstance(m, nn.Linear)]
+        raise ValueError(
+            f"skip names {', '.join(map(repr, unmatched))}, which match no module; "
+            f"linear layers are {', '.join(map(repr, names[:12]))}{' ...' if len(names) > 12 else ''}"
+        )
+    chosen: dict[str, nn.Linear] = {}
+    refused: set[int] = set()
+    for name, candidate in modules.items():
+        if not isinstance(candidate, nn.Linear):
+            continue
+        why = _why_not(name, candidate, skip)
+        if why:
+            report.skipped[name] = why
+            refused.add(id(candidate))
+        elif all(candidate is not other for other in chosen.values()):
+            chosen[name] = candidate
+    # A module skipped under one of its names is skipped under all.
+    chosen = {name: linear for name, linear in chosen.items() if id(linear) not in refused}
+    while tied := _tied_outside(modules.values(), chosen):
+        for name, other in tied.items():
+            report.skipped[name] = f"its weight is shared with a {other}, which is not converted"
+            del chosen[name]
+    return chosen
+
+
+def _why_not(name: str, linear: nn.Linear, skip: Sequence[str]) -> str:
+    if _matches(name, skip):
+        return f"{_ASKED}: {name}"
+    if type(linear) is not nn.Linear:
+        return f"{type(linear).__name__} is a subclass of nn.Linear that its owner may rely on"
+    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
+        return "it has hooks, which would be lost"
+    return ""
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether ``name`` or a module that contains it is one of ``patterns`` (names or globs)."""
+    parts = name.split(".")
+    prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
+
+
+def _tied_outside(modules: Iterable[nn.Module], chosen: dict[str, nn.Linear]) -> dict[str, str]:
+    """Chosen layers whose weight some module that is not chosen holds too, with its type."""
+    ids = {id(linear) for linear in chosen.values()}
+    owners: dict[int, str] = {}
+    for module in modules:
+        if id(module) not in ids:
+            owners.update({id(p): type(module).__name__ for p in module.parameters(recurse=False)})
+    return {name: owners[id(linear.weight)] for name, linear in chosen.items() if id(linear.weight) in owners}
+
+
+def _build(
+    linears: dict[str, nn.Linear], layer: type[QuantizedLinear], options: dict[str, Any]
+) -> dict[int, QuantizedLinear]:
+    """The replacement of each linear layer, by the id of the old one; ties are kept."""
+    replacements: dict[int, QuantizedLinear] = {}
+    first_of: dict[int, QuantizedLinear] = {}
+    for name, linear in linears.items():
+        first = first_of.get(id(linear.weight))
+        if first is not None and first.is_packed and first.bias is linear.bias:
+            replacements[id(linear)] = first  # nothing tells them apart: one module, tied for good
+            continue
+        try:
+            new = layer.from_linear(linear, **options)
+        except ValueError as error:
+            raise ValueError(f"{name or 'the root module'}: {error}") from error
+        # The old layer goes: its Parameters live on, so that ties and optimizers keep them.
+        new.bias = cast("nn.Parameter | None", linear.bias)
+        if not new.is_packed:
+            new.weight = cast("nn.Parameter", linear.weight)
+        elif first is not None:
+            new.share_packed(first)
+        first_of.setdefault(id(linear.weight), new)
+        replacements[id(linear)] = new
+    return replacements
+
+
+def _replace_children(module: nn.Module, replacements: dict[int, QuantizedLinear]) -> None:
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() drops second names
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])
+
+
+def _quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
+    return [m for m in module.modules() if isinstance(m, QuantizedLinear)]
+
+
+def _numerics(layer: QuantizedLinear) -> tuple[Any, ...]:
+    """Everything that fixes what packing makes of a weight."""
+    return (
+        type(layer),
+        layer.format,
+        layer.components,
+        layer.scale,
+        layer.group_size,
+        layer.scale_dtype,
+        getattr(layer, "rule", None),
+        getattr(layer, "refit", None),
+    )

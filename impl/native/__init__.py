@@ -1,0 +1,48 @@
+"""The native CPU kernels: where they are, which serve, and how torch tensors reach them."""
+
+from impl.native.backends import (
+    BACKENDS,
+    backend,
+    current_backend,
+    kernel_name,
+    last_kernel,
+    operator_of,
+    record_kernel,
+    uses_native,
+)
+from impl.native.calls import DTYPES, PreparedLinear, dequantize, linear
+from impl.native.library import (
+    ABI_VERSION,
+    NativeError,
+    available,
+    isa,
+    library_path,
+    select_isa,
+    supported_isas,
+    threads,
+    why_not,
+)
+
+__all__ = [
+    "ABI_VERSION",
+    "BACKENDS",
+    "DTYPES",
+    "NativeError",
+    "PreparedLinear",
+    "available",
+    "backend",
+    "current_backend",
+    "dequantize",
+    "isa",
+    "kernel_name",
+    "last_kernel",
+    "library_path",
+    "linear",
+    "operator_of",
+    "record_kernel",
+    "select_isa",
+    "supported_isas",
+    "threads",
+    "uses_native",
+    "why_not",
+]

@@ -1,0 +1,209 @@
+"""Finding, loading and describing ``libbitimpl_cpu.so``, and choosing its instruction set.
+
+The library is a plain C interface (``csrc/include/impl.h``), loaded with ctypes on first use and
+after torch, so that both share one OpenMP pool. It is looked for at ``BITIMPL_LIBRARY_PATH`` (a
+file or a directory) and, where that is not set, in ``impl/_native/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: F401 - loads libgomp first: the library must share torch's thread pool
+
+ABI_VERSION = 1
+LIBRARY_NAME = "libbitimpl_cpu.so"
+
+
+class NativeError(RuntimeError):
+    """The native library is missing, does not fit, or refused a call."""
+
+
+class Weight(ctypes.Structure):
+    """``bitimpl_weight``."""
+
+    _fields_ = (
+        ("layout", ctypes.c_int32),
+        ("format", ctypes.c_int32),
+        ("components", ctypes.c_int32),
+        ("scale_dtype", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("group_size", ctypes.c_int64),
+        ("codes", ctypes.c_void_p),
+        ("codes_bytes", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+        ("scale_component_stride", ctypes.c_int64),
+        ("scale_row_stride", ctypes.c_int64),
+        ("scale_group_stride", ctypes.c_int64),
+    )
+
+
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "abi_version": (ctypes.c_int, ()),
+    "last_error": (ctypes.c_char_p, ()),
+    "supported_isas": (ctypes.c_char_p, ()),
+    "isa": (ctypes.c_char_p, ()),
+    "select_isa": (ctypes.c_int, (ctypes.c_char_p,)),
+    "threads": (ctypes.c_int, ()),
+    "last_kernel": (ctypes.c_char_p, ()),
+    "dequantize": (
+        ctypes.c_int,
+        (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64),
+    ),
+    "linear_workspace": (ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32)),
+}
+_LINEAR_ARGUMENTS = (
+    ctypes.c_void_p,  # weight
+    ctypes.c_void_p,  # x
+    ctypes.c_int32,  # activation
+    ctypes.c_void_p,  # bias
+    ctypes.c_int32,  # bias dtype
+    ctypes.c_void_p,  # y
+    ctypes.c_void_p,  # workspace
+    ctypes.c_int64,  # workspace bytes
+)
+for _operator in ("binary_linear", "ternary_linear"):
+    _SIGNATURES[_operator] = (ctypes.c_int, _LINEAR_ARGUMENTS)
+
+
+class Library:
+    """The loaded library; :meth:`function` gives an entry point, ``bitimpl_`` left off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.handle = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeError(f"{path} cannot be loaded: {error}") from error
+        try:
+            found = self.function("abi_version")()
+        except AttributeError as error:
+            raise NativeError(f"{path} is not a bitimpl library: {error}") from error
+        if found != ABI_VERSION:
+            raise NativeError(
+                f"{path} has ABI version {found}, this package needs {ABI_VERSION}: "
+                "rebuild it with `pip install .` or `cmake --build`"
+            )
+        # On the way of every call, hence attributes.
+        self.last_error = self.function("last_error")
+        self.last_kernel = self.function("last_kernel")
+        self.dequantize = self.function("dequantize")
+        self.linear_workspace = self.function("linear_workspace")
+
+    @functools.cache  # noqa: B019 - one library lives as long as the process
+    def function(self, name: str) -> Any:
+        """Entry point ``bitimpl_<name>`` with its argument and result types set."""
+        entry = self.handle[f"bitimpl_{name}"]
+        entry.restype, entry.argtypes = _SIGNATURES[name]
+        return entry
+
+    def failed(self, what: str) -> NativeError:
+        """The error of the call that just failed, with the library's own message."""
+        message = self.last_error().decode()
+        return NativeError(f"{what}: {message or 'no reason given'}")
+
+
+def _find() -> Path:
+    """Where the library is. Raises NativeError, naming where it was looked for."""
+    explicit = os.environ.get("BITIMPL_LIBRARY_PATH")
+    if explicit:
+        path = Path(explicit)
+        path = path / LIBRARY_NAME if path.is_dir() else path
+        if not path.is_file():
+            raise NativeError(
+                f"BITIMPL_LIBRARY_PATH={explicit} leads to no {LIBRARY_NAME}: give the file or its "
+                "directory, or unset the variable"
+            )
+        return path
+    import impl
+
+    places = [Path(entry) / "_native" / LIBRARY_NAME for entry in impl.__path__]
+    # An editable install keeps built files apart from the sources.
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        installed = metadata.distribution("bitbench").locate_file(f"impl/_native/{LIBRARY_NAME}")
+        places.append(Path(str(installed)))
+    for path in places:
+        if path.is_file():
+            return path
+    raise NativeError(
+        "the native kernels were not built (no " + LIBRARY_NAME + " in impl/_native): install a C++ "
+        "compiler and run `pip install .` again, or set BITIMPL_LIBRARY_PATH to a CMake build directory"
+    )
+
+
+@functools.cache
+def load() -> Library | NativeError:
+    """The library, or why it cannot be had. Looked for once."""
+    try:
+        return Library(_find())
+    except NativeError as error:
+        return error
+
+
+def require() -> Library:
+    """The library. Raises NativeError where it cannot be had."""
+    library = load()
+    if isinstance(library, NativeError):
+        raise NativeError(str(library))
+    return library
+
+
+def available() -> bool:
+    """Whether the native library is here and fits. Loads it on first use."""
+    return not isinstance(load(), NativeError)
+
+
+def why_not() -> str:
+    """Why :func:`available` is False and what would help; "" where it is True."""
+    library = load()
+    return str(library) if isinstance(library, NativeError) else ""
+
+
+def library_path() -> Path | None:
+    """The loaded library's file, or None."""
+    library = load()
+    return None if isinstance(library, NativeError) else library.path
+
+
+# ---- instruction sets -----------------------------------------------------------------------
+
+#: Grows with each change of instruction set: what was learned about a kernel is then out of date.
+isa_generation = 0
+
+
+def supported_isas() -> tuple[str, ...]:
+    """Instruction sets compiled in and usable on this machine, best first. Raises NativeError
+    where there is no library."""
+    names: str = require().function("supported_isas")().decode()
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def isa() -> str:
+    """The instruction set in use. Raises NativeError where there is no library."""
+    name: str = require().function("isa")().decode()
+    return name
+
+
+def select_isa(name: str | None) -> None:
+    """Use the kernels of instruction set ``name`` in the whole process; None restores the best.
+
+    For tests and measurements. Raises NativeError where ``name`` is not in :func:`supported_isas`.
+    """
+    global isa_generation
+    library = require()
+    if library.function("select_isa")(None if name is None else name.encode()) != 0:
+        raise library.failed(f"cannot select instruction set {name!r}")
+    isa_generation += 1
+
+
+def threads() -> int:
+    """Threads the next call may use. Raises NativeError where there is no library."""
+    count: int = require().function("threads")()
+    return count

@@ -1,0 +1,240 @@
+"""The operators as ``torch.ops.bitimpl``: schemas, fakes, dispatch and autograd.
+
+``binary_linear`` and ``ternary_linear`` give y [..., rows] = x [..., cols] times the transposed
+packed weight, plus bias. They serve autograd, ``torch.compile`` and export; eager inference calls
+:class:`impl.native.PreparedLinear` directly. ``linear_input_grad`` is their gradient towards x.
+
+Importing this module registers the operators, once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impl import decoding, functional, native
+from impl.checks import check_activations
+from impl.packing import FORMATS, PackedWeight
+from impl.quantizers import quantize_activations
+from impl.quantizers.activations import SIGN_WINDOW
+from impl.tiles import row_tiles
+
+_FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
+
+_WEIGHT_SCHEMA = "int rows, int cols, int components, int group_size, int format"
+_LINEAR_SCHEMA = (
+    f"(Tensor x, Tensor codes, Tensor scales, Tensor? bias, {_WEIGHT_SCHEMA}, int activation_bits) -> Tensor"
+)
+_GRAD_SCHEMA = f"(Tensor grad, Tensor codes, Tensor scales, {_WEIGHT_SCHEMA}) -> Tensor"
+
+#: activation_bits each operator takes; 0 stands for float activations.
+ACTIVATIONS = {"binary_linear": (0, 1, 8, 16), "ternary_linear": (0, 8, 16)}
+
+
+def check_input(x: Tensor, in_features: int, device: torch.device) -> Tensor:
+    """Return ``x`` if a packed layer on ``device`` can take it; else TypeError or ValueError."""
+    check_activations(x, in_features)
+    if x.device != device:
+        raise ValueError(f"the input is on {x.device}, the packed weight on {device}: move one with .to()")
+    return x
+
+
+def _packed(
+    codes: Tensor, scales: Tensor, rows: int, cols: int, components: int, group_size: int, format: int
+) -> PackedWeight:
+    if format not in _FORMAT_NAMES:
+        raise ValueError(f"format={format} is unknown, the formats are {FORMATS}")
+    return PackedWeight(
+        format=_FORMAT_NAMES[format],
+        components=components,
+        rows=rows,
+        cols=cols,
+        group_size=group_size or None,
+        codes=codes,
+        scales=scales,
+    )
+
+
+def _linear(
+    operator: str, x: Tensor, weight: PackedWeight, bias: Tensor | None, activation_bits: int
+) -> Tensor:
+    if native.operator_of(weight.format) != operator:
+        raise ValueError(f"{operator} does not take {weight.format} weights")
+    if activation_bits not in ACTIVATIONS[operator]:
+        raise ValueError(
+            f"activation_bits={activation_bits}, {operator} takes {ACTIVATIONS[operator]} "
+            "(0: float activations)"
+        )
+    check_input(x, weight.cols, weight.codes.device)
+    bits = activation_bits or None
+    if native.uses_native(x.device):
+        return native.linear(x, weight, bias, bits)
+    native.record_kernel(native.kernel_name(weight, bits, "reference/torch"))
+    reference = getattr(functional, f"{operator}_python")
+    y: Tensor = reference(x, weight, bias, bits)
+    return y.contiguous()
+
+
+def _binary_linear(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    cols: int,
+    components: int,
+    group_size: int,
+    format: int,
+    activation_bits: int,
+) -> Tensor:
+    weight = _packed(codes, scales, rows, cols, components, group_size, format)
+    return _linear("binary_linear", x, weight, bias, activation_bits)
+
+
+def _ternary_linear(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    cols: int,
+    components: int,
+    group_size: int,
+    format: int,
+    activation_bits: int,
+) -> Tensor:
+    weight = _packed(codes, scales, rows, cols, components, group_size, format)
+    return _linear("ternary_linear", x, weight, bias, activation_bits)
+
+
+def _linear_fake(
+    x: Tensor,
+    codes: Tensor,  # noqa: ARG001 - the fake has the operator's signature
+    scales: Tensor,  # noqa: ARG001
+    bias: Tensor | None,  # noqa: ARG001
+    rows: int,
+    cols: int,
+    *rest: int,  # noqa: ARG001
+) -> Tensor:
+    torch._check(x.dim() > 0 and x.shape[-1] == cols, lambda: f"input's last dimension must be {cols}")
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+def _linear_input_grad(
+    grad: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    rows: int,
+    cols: int,
+    components: int,
+    group_size: int,
+    format: int,
+) -> Tensor:
+    """grad [..., rows] times the decoded weight, tile by tile: [..., cols] in the dtype of grad."""
+    weight = _packed(codes, scales, rows, cols, components, group_size, format)
+    flat = grad.reshape(-1, rows).to(torch.float32)
+    out = flat.new_zeros((flat.shape[0], cols))
+    for begin, end in row_tiles(weight):
+        out.addmm_(flat[:, begin:end], decoding.dequantize_rows(weight, begin, end))
+    return out.to(grad.dtype).view(*grad.shape[:-1], cols)
+
+
+def _linear_input_grad_fake(
+    grad: Tensor,
+    codes: Tensor,  # noqa: ARG001 - the fake has the operator's signature
+    scales: Tensor,  # noqa: ARG001
+    rows: int,  # noqa: ARG001
+    cols: int,
+    *rest: int,  # noqa: ARG001
+) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], cols))
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    x, codes, scales, bias, *numbers, activation_bits = inputs
+    # Only the window of the sign needs x again.
+    ctx.save_for_backward(codes, scales, *([x] if activation_bits == 1 else []))
+    ctx.numbers = numbers
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_bias = _gradients(ctx, grad, ctx.needs_input_grad[0], ctx.needs_input_grad[3])
+    return (grad_x, None, None, grad_bias, *(None for _ in ctx.numbers), None)
+
+
+def _gradients(
+    ctx: Any, grad: Tensor, needs_x: bool, needs_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients towards x and bias. Packed weights are constants; quantised activations pass the
+    gradient as :func:`impl.quantizers.fake_quantize_activations` does in training form."""
+    codes, scales, *saved = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if needs_x:
+        grad_x = torch.ops.bitimpl.linear_input_grad(grad, codes, scales, *ctx.numbers)
+        for x in saved:
+            _, scale = quantize_activations(x, 1)
+            grad_x = grad_x * (x.abs() <= SIGN_WINDOW * scale)
+    if needs_bias:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+    return grad_x, grad_bias
+
+
+class PreparedFunction(torch.autograd.Function):
+    """A prepared layer with gradients, for eager calls. The registered operators do the same, but
+    torch takes some 80 us a call to reach an operator whose gradient is registered in Python."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, prepared: native.PreparedLinear) -> Tensor:
+        weight = prepared.weight
+        ctx.save_for_backward(weight.codes, weight.scales, *([x] if prepared.activation_bits == 1 else []))
+        ctx.numbers = (
+            weight.rows,
+            weight.cols,
+            weight.components,
+            weight.group_size or 0,
+            FORMATS[weight.format],
+        )
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return prepared(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_gradients(ctx, grad, *ctx.needs_input_grad[:2]), None)
+
+
+def _linear_input_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    _, codes, scales, *numbers = inputs
+    ctx.save_for_backward(codes, scales)
+    ctx.numbers = numbers
+
+
+def _linear_input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient towards x is linear in the gradient of y; its own gradient is the layer with
+    float activations."""
+    codes, scales = ctx.saved_tensors
+    name = _FORMAT_NAMES[ctx.numbers[-1]]
+    operator = getattr(torch.ops.bitimpl, native.operator_of(name))
+    back = operator(grad, codes, scales, None, *ctx.numbers, 0)
+    return (back, None, None, *(None for _ in ctx.numbers))
+
+
+_library = torch.library.Library("bitimpl", "DEF")
+for _name, _kernel in (("binary_linear", _binary_linear), ("ternary_linear", _ternary_linear)):
+    _library.define(_name + _LINEAR_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"bitimpl::{_name}", _linear_fake, lib=_library)
+    torch.library.register_autograd(
+        f"bitimpl::{_name}", _linear_backward, setup_context=_linear_setup, lib=_library
+    )
+_library.define("linear_input_grad" + _GRAD_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+_library.impl("linear_input_grad", _linear_input_grad, "CompositeExplicitAutograd")
+torch.library.register_fake("bitimpl::linear_input_grad", _linear_input_grad_fake, lib=_library)
+torch.library.register_autograd(
+    "bitimpl::linear_input_grad",
+    _linear_input_grad_backward,
+    setup_context=_linear_input_grad_setup,
+    lib=_library,
+)

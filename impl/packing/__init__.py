@@ -1,0 +1,32 @@
+"""Weight codes as bytes: the packed layouts of ``impl.h``, their header, and foreign layouts."""
+
+from impl.packing.container import Header, PackedWeight, pack_header, read_header
+from impl.packing.interchange import (
+    compression_ratio,
+    estimate_memory_savings,
+    hf_weight_scale,
+    pack_hf_two_bit,
+    pack_ternary_base3,
+    unpack_hf_two_bit,
+    unpack_ternary_base3,
+)
+from impl.packing.layout import FORMATS, LAYOUT_V1, codes_bytes, pack, unpack
+
+__all__ = [
+    "FORMATS",
+    "LAYOUT_V1",
+    "Header",
+    "PackedWeight",
+    "codes_bytes",
+    "compression_ratio",
+    "estimate_memory_savings",
+    "hf_weight_scale",
+    "pack",
+    "pack_header",
+    "pack_hf_two_bit",
+    "pack_ternary_base3",
+    "read_header",
+    "unpack",
+    "unpack_hf_two_bit",
+    "unpack_ternary_base3",
+]

@@ -1,0 +1,70 @@
+"""Activation quantisation: the rules of ``impl.h``, to the bit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from impl.checks import check_activations
+
+ACTIVATION_BITS = (1, 8, 16)
+"""Widths that activations can be quantised to. None, elsewhere, stands for float activations."""
+
+_LEVELS = {8: 127, 16: 32512}  # 32512 = 127 * 256: two int8 digits, the high one within -127 .. 127
+_FLOOR = 1e-5
+
+SIGN_WINDOW = 2.0
+"""1-bit activations pass their gradient where |x| is at most so many times the row's mean|x|."""
+"""The gradient of a sign activation passes where |x| <= SIGN_WINDOW * mean|x|."""
+
+
+def check_activation_bits(bits: int) -> int:
+    """Return ``bits`` if activations can be quantised to that width."""
+    if isinstance(bits, bool) or bits not in ACTIVATION_BITS:
+        raise ValueError(f"activation bits must be one of 1, 8 and 16, got {bits!r}: use None for float")
+    return bits
+
+
+def quantize_activations(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Integer activations and their scale, for each row of ``x`` [..., n] (float32, bf16 or fp16).
+
+    8 and 16 bits: with amax = max(max|x|, 1e-5) and L = 127 or 32512, in float32,
+    q = clamp(round_half_even(x * (L / amax)), -L, L) and scale = amax / L. 1 bit: q = +1 where
+    x >= 0 (so also at -0.0), else -1, and scale = mean|x|, summed in float64.
+
+    Returns q [..., n], int8 (int16 for 16 bits), and scale float32 [..., 1]. A row with a NaN or an
+    infinity has a scale of NaN and codes 0 (1 bit: codes by the same comparison).
+    """
+    check_activation_bits(bits)
+    values = check_activations(x).detach().to(torch.float32)
+    if bits == 1:
+        scale = values.abs().mean(dim=-1, keepdim=True, dtype=torch.float64).to(torch.float32)
+        return torch.where(values >= 0, 1, -1).to(torch.int8), _nan_unless_finite(scale, values)
+    limit = _LEVELS[bits]
+    amax = values.abs().amax(dim=-1, keepdim=True).clamp_min(_FLOOR)
+    # A tensor over a tensor: number / tensor would be a reciprocal and a product, rounded twice.
+    levels = torch.full_like(amax, limit)
+    q = (values * (levels / amax)).round().clamp(-limit, limit)
+    q = torch.where(torch.isfinite(amax), q, 0.0)
+    return q.to(torch.int8 if bits == 8 else torch.int16), _nan_unless_finite(amax / levels, values)
+
+
+def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
+    """``x`` rounded to the values that ``bits`` can hold, in its own dtype, differentiable.
+
+    The gradient passes unchanged for 8 and 16 bits. For 1 bit it passes where |x| <= 2 mean|x|: the
+    window of bitorch_engine's initial scale, which unlike a fixed window (|x| <= 1) does not depend
+    on the unit of x.
+    """
+    q, scale = quantize_activations(x, bits)
+    value = (q * scale).to(x.dtype)
+    # Adds an exact zero that carries the gradient.
+    surrogate = x - x.detach()
+    if bits == 1:
+        surrogate = surrogate * (x.detach().abs() <= SIGN_WINDOW * scale)
+    return value + surrogate
+
+
+def _nan_unless_finite(scale: Tensor, values: Tensor) -> Tensor:
+    finite = torch.isfinite(values).all(dim=-1, keepdim=True)
+    return torch.where(finite, scale, torch.nan)

@@ -1,0 +1,163 @@
+"""Saving and loading modules as safetensors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from impl import BinaryLinear, BitLinear, MultiTernaryLinear, checkpoint, prepare
+
+
+def model(packed=True):
+    torch.manual_seed(0)
+    layers = [nn.Linear(12, 16), BitLinear(16, 20, activation_bits=8), BinaryLinear(20, 9, bias=False)]
+    layers.append(MultiTernaryLinear(9, 4, k=2))
+    built = nn.Sequential(*layers)
+    if packed:
+        for layer in built[1:]:
+            layer.pack()
+    return built
+
+
+def same(one, other):
+    x = torch.randn(3, 12)
+    with torch.no_grad():
+        return torch.equal(one(x), other(x))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("assign", [True, False])
+def test_round_trip_in_any_form(tmp_path, saved, loaded, assign):
+    source, target = model(saved), model(loaded)
+    for parameter in target.parameters():
+        nn.init.zeros_(parameter)
+    checkpoint.save(source, tmp_path / "m.safetensors", {"note": "hello"})
+    metadata = checkpoint.load(target, tmp_path / "m.safetensors", assign=assign)
+    assert metadata["note"] == "hello"
+    assert same(source, target)
+    assert target[1].is_packed is saved
+
+
+def test_the_file_is_plain_safetensors_with_packed_bytes(tmp_path):
+    path = tmp_path / "m.safetensors"
+    layer = BitLinear(100, 50).pack()
+    checkpoint.save(layer, path)
+    tensors = load_file(path)
+    assert set(tensors) == {"codes", "scales", "packing", "bias"}
+    assert tensors["codes"].numel() == 10 * 100
+    assert path.stat().st_size < 10 * 100 + 4 + 64 + 4 * 50 + 600
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    target = BitLinear(100, 50)
+    target.load_state_dict(tensors)
+    assert torch.equal(target.dequantize(), layer.dequantize())
+
+
+def test_meta_modules_are_filled_by_assignment(tmp_path):
+    source = model()
+    checkpoint.save(source, tmp_path / "m.safetensors")
+    with torch.device("meta"):
+        target = model(packed=False)
+    checkpoint.load(target, tmp_path / "m.safetensors", assign=True)
+    assert same(source, target)
+    with pytest.raises(ValueError, match="meta device"):
+        checkpoint.save(model().to("meta"), tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_tied_tensors_are_stored_once(tmp_path):
+    tied = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 30, bias=False))
+    tied[1].weight = tied[0].weight
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(tied, path)
+    with safe_open(path, "pt") as file:
+        assert list(file.keys()) == ["0.weight"]
+        assert json.loads(file.metadata()["bitimpl.aliases"]) == {"1.weight": "0.weight"}
+    target = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 30, bias=False))
+    target[1].weight = target[0].weight
+    checkpoint.load(target, path)
+    assert torch.equal(target[1].weight, tied[0].weight)
+
+
+def test_views_of_one_storage_are_saved_apart(tmp_path):
+    layer = nn.Linear(4, 4)
+    whole = torch.randn(8, 4)
+    layer.weight = nn.Parameter(whole[2:6])
+    layer.register_buffer("rest", whole[4:].t())
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(layer, path)
+    loaded, _ = checkpoint.read_state(path)
+    assert torch.equal(loaded["weight"], whole[2:6])
+    assert torch.equal(loaded["rest"], whole[4:].t())
+    assert path.stat().st_size < 4 * (16 + 16 + 4) + 400
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"), [(0, 2, "version 2"), (2, 5, "layout 5"), (1, 7, "format number 7")]
+)
+def test_foreign_and_newer_packed_headers_are_refused(tmp_path, index, value, message):
+    state = model().state_dict()
+    state["1.packing"][index] = value
+    path = tmp_path / "m.safetensors"
+    save_file(state, path)
+    target = model(packed=False)
+    with pytest.raises(ValueError, match=rf"m\.safetensors, 1\.packing: .*{message}"):
+        checkpoint.load(target, path, strict=False)
+    assert not target[1].is_packed
+
+
+@pytest.mark.parametrize("version", ["2", "next"])
+def test_newer_files_are_refused(tmp_path, version):
+    path = tmp_path / "m.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, {"bitimpl.version": version})
+    with pytest.raises(ValueError, match=f"file version {version}, this build reads up to 1"):
+        checkpoint.read_state(path)
+
+
+def test_plain_float_files_load(tmp_path):
+    path = tmp_path / "m.safetensors"
+    float_model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    save_file(float_model.state_dict(), path)
+    target = prepare(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)))
+    assert checkpoint.load(target, path) == {}
+    assert torch.equal(target[0].weight, float_model[0].weight)
+
+
+def test_damage_and_absence_are_told_apart(tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        checkpoint.load(model(), path)
+    checkpoint.save(model(), path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        checkpoint.load(model(), path)
+    save_file({"a": torch.zeros(1)}, path, {"bitimpl.aliases": '{"b": "c"}'})
+    with pytest.raises(ValueError, match="names c as the data of b"):
+        checkpoint.read_state(path)
+
+
+def test_strictness_is_that_of_load_state_dict(tmp_path):
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(BitLinear(8, 4, bias=False).pack(), path)
+    with pytest.raises(RuntimeError, match=r'Missing key.*"bias"'):
+        checkpoint.load(BitLinear(8, 4), path)
+    checkpoint.load(BitLinear(8, 4), path, strict=False)
+    with pytest.raises(RuntimeError, match="out_features 4, this layer has 5"):
+        checkpoint.load(BitLinear(8, 5), path, strict=False)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "m.safetensors"
+    checkpoint.save(BitLinear(8, 4), path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="reserved prefix"):
+        checkpoint.save(BitLinear(8, 4), path, {"bitimpl.version": "9"})
+    with pytest.raises(Exception, match="str"):
+        checkpoint.save(BitLinear(8, 4), path, {"note": 3})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
