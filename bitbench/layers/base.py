@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class LayerSpec(BaseModel):
     """A layer as a suite describes it. Each kind adds its own fields; unknown ones are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     kind: str
 
@@ -58,7 +58,12 @@ class LayerKind(ABC):
         """The part of ``spec`` that fixes the layer's outputs: packing formats that decode to the
         same weights share it."""
 
-    def unsupported(self, spec: Any, device: str) -> str | None:
+    def input_dtype(self, spec: Any) -> str:  # noqa: ARG002
+        """Type of the activations to feed this layer when measured alone: ``float32``,
+        ``bfloat16`` or ``float16``. Torch-free."""
+        return "float32"
+
+    def unsupported(self, spec: Any, device: str) -> str | None:  # noqa: ARG002
         """Why this layer cannot run on ``device`` ("cpu", "cuda"), or None. Torch-free."""
         return None
 
@@ -87,6 +92,6 @@ class LayerKind(ABC):
         """Name of the kernel that served ``module``'s last call."""
         return type(module).__name__
 
-    def fallback(self, spec: Any, kernel: str) -> str | None:
+    def fallback(self, spec: Any, kernel: str) -> str | None:  # noqa: ARG002
         """Why ``kernel`` is not the one this layer's name promises, or None."""
         return None

@@ -15,22 +15,54 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bitbench.layers.base import LayerSpec
+from bitbench.measure.roofline import Work
 from bitbench.store.schema import Check, Phase, Replicate
 
 
-class WorkloadSpec(BaseModel):
-    """A workload entry of a suite. Each kind adds its own fields; unknown ones are refused."""
+class When(BaseModel):
+    """Condition under which a workload entry is measured."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    device: Literal["cpu", "cuda"]
+    """Device the run must be on; elsewhere the entry's points are left out."""
+
+
+class WorkloadSpec(BaseModel):
+    """A workload entry of a suite. Each kind adds its own fields; unknown ones are refused.
+
+    The fields below are common to all kinds and are applied by :mod:`bitbench.suite.expand`, in
+    this order; a kind's :meth:`WorkloadKind.points` returns the plain product of its lists and
+    never looks at them:
+
+    1. ``zip`` narrows lists so that they advance together instead of being multiplied,
+    2. ``include`` adds the points of variants of this entry,
+    3. ``exclude`` drops points.
+
+    YAML types are taken as written (strict): a quoted ``"1"`` is no number.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     kind: str
     layers: list[str] | None = None
     """Names of the suite's layers to measure here; None means all."""
+    launches: int | None = Field(default=None, ge=1)
+    """Launches of this entry's timed points; None means the suite's number."""
+    zip: list[list[str]] = []
+    """Groups of fields of this entry whose lists have one length and advance together."""
+    include: list[dict[str, Any]] = []
+    """Variants of this entry: each item replaces some of its fields, and its points are added."""
+    exclude: list[dict[str, Any]] = []
+    """Partial points to drop, in terms of a point's params: ``{tokens: 512, cache: cold}``. A
+    list gives alternatives (``tokens: [16, 512]``); a shape is itself a list, ``[out, in]``."""
+    when: When | None = None
+    """Measure this entry only on such a device."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +126,23 @@ class Subject(ABC):
         """Why the measurement could not be what the point says, or None."""
         return None
 
+    def work(self) -> Work | None:
+        """What one call must do at least, for the roofline; None where that is not one number."""
+        return None
+
     def metrics(self) -> dict[str, float]:
         """Other figures of this launch, measured outside the timed blocks."""
         return {}
 
 
-class Session(ABC):
+class Session(ABC):  # noqa: B024 - timed and once sessions implement different methods
     """A point opened in a worker."""
 
-    def build(self, layer: str, spec: LayerSpec) -> Subject:
+    def build(self, layer: str, spec: LayerSpec) -> Subject:  # noqa: ARG002
         """Timed points: the layer made ready. Raise :class:`Unsupported` where it cannot be."""
         raise TypeError(f"{type(self).__name__} has no timed points")
 
-    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:
+    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002
         """Once points: run the measurement of one layer; ``replicate`` numbers the seed."""
         raise TypeError(f"{type(self).__name__} has no once points")
 
@@ -123,10 +159,14 @@ class WorkloadKind(ABC):
 
     name: ClassVar[str]
     spec: ClassVar[type[WorkloadSpec]]
+    axes: ClassVar[tuple[str, ...]] = ()
+    """Fields of the spec that only say which points exist (``shapes``, ``tokens``, ``seeds``,
+    ``memory``). All its other own fields (``bias``, ``steps``) fix what is measured at a point and
+    so belong to the identity of every case."""
 
     @abstractmethod
     def points(self, spec: Any) -> list[PointPlan]:
-        """All points of this entry, in the order written. Torch-free."""
+        """All points of this entry, in the order written: the product of its lists. Torch-free."""
 
     @abstractmethod
     def quick(self, spec: Any) -> WorkloadSpec:
@@ -136,7 +176,7 @@ class WorkloadKind(ABC):
     def estimate(self, spec: Any, plan: PointPlan, layer: LayerSpec) -> float:
         """Seconds one launch of one layer takes here, to plan with. Torch-free."""
 
-    def data(self, spec: Any) -> list[str]:
+    def data(self, spec: Any) -> list[str]:  # noqa: ARG002
         """Catalog names this entry needs; fetched before anything is measured."""
         return []
 

@@ -1,0 +1,34 @@
+"""A float layer of another type than its model's. Imports torch: worker side only."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class CastLinear(nn.Module):
+    """``linear`` inside a model of another float type: casts on the way in and out.
+
+    x: ``[..., in_features]`` of any float type; the output has the type of x.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The wrapped layer's weight, [out_features, in_features]."""
+        return self.linear.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The wrapped layer's bias, [out_features], or None."""
+        return self.linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``linear(x)``, computed in the weight's type."""
+        out: torch.Tensor = self.linear(x.to(self.linear.weight.dtype))
+        return out.to(x.dtype)

@@ -1,0 +1,108 @@
+"""The baseline: ``torch.nn.Linear`` in a float type. Torch is imported in the worker's methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bitbench.layers.base import LayerCost, LayerKind
+from bitbench.layers.cost import FLOAT_BYTES
+from bitbench.layers.specs import LinearSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_COMPUTE = {"float32": "fp32", "bfloat16": "bf16", "float16": "bf16"}
+"""float16 is bounded by the same peak as bfloat16 wherever both are native."""
+
+
+class Linear(LayerKind):
+    """``nn.Linear``."""
+
+    name = "linear"
+    spec = LinearSpec
+
+    def cost(self, spec: LinearSpec, in_features: int, out_features: int) -> LayerCost:
+        weights = in_features * out_features
+        width = FLOAT_BYTES[spec.dtype]
+        return LayerCost(width * weights, 0, 8.0 * width, weights, _COMPUTE[spec.dtype])
+
+    def numerics(self, spec: LinearSpec) -> dict[str, Any]:
+        return {"dtype": spec.dtype}
+
+    def input_dtype(self, spec: LinearSpec) -> str:
+        return spec.dtype
+
+    def random(
+        self, spec: LinearSpec, in_features: int, out_features: int, *, bias: bool, seed: int
+    ) -> nn.Module:
+        import torch
+
+        linear = _empty(spec, in_features, out_features, bias)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            # Uniform with the deviation of a trained layer; four times faster to draw than normal.
+            bound = (3 / in_features) ** 0.5
+            for parameter in linear.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)
+        return linear.requires_grad_(False).eval()
+
+    def convert(self, spec: LinearSpec, linear: nn.Linear) -> nn.Module:
+        import torch
+
+        from bitbench.layers.cast import CastLinear
+
+        has_bias = linear.bias is not None
+        converted = _empty(spec, linear.in_features, linear.out_features, has_bias)
+        with torch.no_grad():
+            converted.weight.copy_(linear.weight)
+            if has_bias:
+                converted.bias.copy_(linear.bias)
+        converted.requires_grad_(False)
+        # The model around it keeps its own type.
+        same = converted.weight.dtype == linear.weight.dtype
+        return (converted if same else CastLinear(converted)).eval()
+
+    def trainable(self, spec: LinearSpec, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
+        import torch
+        from torch import nn
+
+        return nn.Linear(in_features, out_features, bias=bias, dtype=getattr(torch, spec.dtype))
+
+    def reference(self, spec: LinearSpec, module: Any, x: torch.Tensor, rows: slice) -> torch.Tensor:  # noqa: ARG002
+        from bitbench.layers.reference import product
+
+        bias = module.bias[rows] if module.bias is not None else None
+        return product(x, module.weight[rows].double(), bias, None)
+
+    def tolerance(self, spec: LinearSpec, in_features: int) -> float:
+        return float_tolerance(in_features) + ROUNDING[spec.dtype]
+
+    def kernel(self, module: Any) -> str:
+        weight = module.weight
+        return f"torch/linear/{str(weight.dtype).removeprefix('torch.')}/{weight.device.type}"
+
+
+ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+"""One unit in the last place of the largest output: the result is rounded once to its type, and
+libraries may round half a unit wrong on the way."""
+
+
+def float_tolerance(in_features: int) -> float:
+    """Error of a float32 sum of ``in_features`` products, relative to the largest output.
+
+    Rounding errors of a sum in any order grow like sqrt(K) when they are independent, as the
+    outputs do themselves; 4 standard deviations and a floor for short sums.
+    """
+    return float(2.0**-24 * (16 + 4 * in_features**0.5))
+
+
+def _empty(spec: LinearSpec, in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    """An uninitialised ``nn.Linear``: initialising one of 16 M weights takes a tenth of a second."""
+    import torch
+    from torch import nn
+
+    made: nn.Linear = nn.utils.skip_init(
+        nn.Linear, in_features, out_features, bias=bias, dtype=getattr(torch, spec.dtype)
+    )
+    return made

@@ -1,0 +1,225 @@
+"""The low-bit layers of :mod:`impl`: binary, ternary, k-ternary.
+
+Torch and impl are imported in the worker's methods.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from bitbench.layers.base import LayerCost, LayerKind
+from bitbench.layers.cost import FORMAT_BITS, codes_bytes, scales_bytes
+from bitbench.layers.linear import ROUNDING, float_tolerance
+from bitbench.layers.specs import BinarySpec, KTernarySpec, TernarySpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ULP = 2.0**-23
+
+
+class Quantized(LayerKind):
+    """What the three kinds share; each says its format, its components and its options."""
+
+    operator: str
+    """First part of its kernels' names: ``ternary_linear``."""
+
+    @abstractmethod
+    def layer(self) -> Any:
+        """The subclass of ``impl.layers.base.QuantizedLinear``."""
+
+    def format(self, spec: Any) -> str:
+        """Packing format: ``binary``, ``two_bit`` or ``base3``."""
+        return str(spec.format)
+
+    def components(self, spec: Any) -> int:  # noqa: ARG002 - k-ternary looks at it
+        """Number of summed code matrices."""
+        return 1
+
+    def scale_per(self, spec: Any) -> str:  # noqa: ARG002 - kinds differ
+        """What shares a scale once packed: ``row`` or ``tensor``."""
+        return "row"
+
+    def options(self, spec: Any) -> dict[str, Any]:
+        """Constructor arguments beside sizes and bias."""
+        import torch
+
+        return {
+            "activation_bits": spec.activation_bits,
+            "group_size": spec.group_size,
+            "scale_dtype": getattr(torch, spec.scale_dtype),
+            "ste": spec.ste,
+        }
+
+    def cost(self, spec: Any, in_features: int, out_features: int) -> LayerCost:
+        k = self.components(spec)
+        weights = in_features * out_features
+        if spec.form == "training":
+            # Latent float32 weights; quantised values are computed in each call and multiplied as floats.
+            return LayerCost(4 * weights, 0, 32.0, weights, "fp32")
+        scales = scales_bytes(
+            k,
+            out_features,
+            in_features,
+            per=self.scale_per(spec),
+            group_size=spec.group_size,
+            dtype=spec.scale_dtype,
+        )
+        codes = codes_bytes(self.format(spec), k, out_features, in_features)
+        compute = {1: "bit", None: "fp32"}.get(spec.activation_bits, "int8")
+        passes = 2 if spec.activation_bits == 16 else 1
+        return LayerCost(codes, scales, k * FORMAT_BITS[self.format(spec)], k * passes * weights, compute)
+
+    def numerics(self, spec: Any) -> dict[str, Any]:
+        return spec.model_dump(mode="json", exclude={"kind", "format", "ste"})
+
+    def random(self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int) -> nn.Module:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        if spec.form == "training":
+            module = self.trainable(spec, in_features, out_features, bias=bias)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.uniform_(-(in_features**-0.5), in_features**-0.5, generator=generator)
+            return module.requires_grad_(False).eval()
+        k = self.components(spec)
+        groups = -(-in_features // spec.group_size) if spec.group_size else 1
+        scale_rows = out_features if self.scale_per(spec) == "row" else 1
+        scales = torch.empty(k, scale_rows, groups).uniform_(0.5, 1.5, generator=generator)
+        scales *= in_features**-0.5
+        offset = None
+        if bias:
+            offset = torch.empty(out_features).uniform_(-1, 1, generator=generator)
+        packed = self.layer().from_codes(
+            random_codes(self.format(spec), k, out_features, in_features, generator),
+            scales.to(getattr(torch, spec.scale_dtype)),
+            offset,
+            format=self.format(spec),
+            activation_bits=spec.activation_bits,
+            group_size=spec.group_size,
+        )
+        return packed.requires_grad_(False).eval()
+
+    def convert(self, spec: Any, linear: nn.Linear) -> nn.Module:
+        packed = spec.form == "packed"
+        module = self.layer().from_linear(linear, pack=packed, **self.options(spec))
+        return module.requires_grad_(False).eval()
+
+    def trainable(self, spec: Any, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
+        module: nn.Module = self.layer()(in_features, out_features, bias=bias, **self.options(spec))
+        return module
+
+    def reference(self, spec: Any, module: Any, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        import torch
+
+        from bitbench.layers.reference import decode_rows, product
+
+        if spec.form == "training":
+            decoded = module.dequantize(rows, dtype=torch.float64)
+        else:
+            decoded = decode_rows(module.packed_weight, rows)
+        bias = module.bias[rows] if module.bias is not None else None
+        return product(x, decoded, bias, spec.activation_bits)
+
+    def tolerance(self, spec: Any, in_features: int) -> float:
+        k = self.components(spec)
+        if spec.form == "training" or spec.activation_bits is None:
+            return k * float_tolerance(in_features) + ROUNDING["float32"]
+        # Dot products are exact; what is left is the float32 epilogue: a product and a sum per
+        # component and group, the activation scale and the bias, half a unit each.
+        groups = -(-in_features // spec.group_size) if spec.group_size else 1
+        return ULP * (4 + k * groups)
+
+    def kernel(self, module: Any) -> str:
+        return str(module.last_kernel)
+
+    def fallback(self, spec: Any, kernel: str) -> str | None:
+        if spec.form == "training" or os.environ.get("BITIMPL_BACKEND") == "torch":
+            return None
+        expected = f"{self.operator}/{self.format(spec)}/"
+        if kernel.startswith(expected) and not kernel.endswith("/torch"):
+            return None
+        served = f"{kernel} served the call" if kernel else "the layer does not say what served the call"
+        return f"{served}, not a native {expected}... kernel; `bitbench doctor` says what is missing"
+
+
+class Binary(Quantized):
+    """``impl.BinaryLinear``."""
+
+    name = "binary"
+    spec = BinarySpec
+    operator = "binary_linear"
+
+    def layer(self) -> Any:
+        from impl.layers.binary import BinaryLinear
+
+        return BinaryLinear
+
+    def format(self, spec: BinarySpec) -> str:  # noqa: ARG002 - there is one
+        return "binary"
+
+    def scale_per(self, spec: BinarySpec) -> str:
+        return spec.scale
+
+    def options(self, spec: BinarySpec) -> dict[str, Any]:
+        return {**super().options(spec), "scale": spec.scale}
+
+
+class Ternary(Quantized):
+    """``impl.BitLinear``."""
+
+    name = "ternary"
+    spec = TernarySpec
+    operator = "ternary_linear"
+
+    def layer(self) -> Any:
+        from impl.layers.ternary import BitLinear
+
+        return BitLinear
+
+    def scale_per(self, spec: TernarySpec) -> str:
+        if spec.group_size is not None:
+            return "row"
+        if spec.scale is not None:
+            return spec.scale
+        return "tensor" if spec.rule == "absmean" else "row"
+
+    def options(self, spec: TernarySpec) -> dict[str, Any]:
+        rule = {"rule": spec.rule} if spec.rule else {}
+        return {**super().options(spec), **rule, "format": spec.format, "scale": spec.scale}
+
+
+class KTernary(Quantized):
+    """``impl.MultiTernaryLinear``."""
+
+    name = "k_ternary"
+    spec = KTernarySpec
+    operator = "ternary_linear"
+
+    def layer(self) -> Any:
+        from impl.layers.k_ternary import MultiTernaryLinear
+
+        return MultiTernaryLinear
+
+    def components(self, spec: KTernarySpec) -> int:
+        return spec.k
+
+    def options(self, spec: KTernarySpec) -> dict[str, Any]:
+        rule = {"rule": spec.rule} if spec.rule else {}
+        return {**super().options(spec), **rule, "k": spec.k, "format": spec.format, "refit": spec.refit}
+
+
+def random_codes(
+    format: str, components: int, rows: int, cols: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Codes int8 ``[components, rows, cols]``, each value equally likely."""
+    import torch
+
+    shape = (components, rows, cols)
+    if format == "binary":
+        return torch.randint(0, 2, shape, dtype=torch.int8, generator=generator).mul_(2).sub_(1)
+    return torch.randint(-1, 2, shape, dtype=torch.int8, generator=generator)

@@ -1,0 +1,29 @@
+"""Layer kinds by name. Peers add theirs through the entry-point group ``bitbench.layers``."""
+
+from __future__ import annotations
+
+from bitbench.layers.base import LayerKind
+from bitbench.plugins import Registry
+
+REGISTRY: Registry[LayerKind] = Registry(
+    "bitbench.layers",
+    "layer kind",
+    LayerKind,  # type: ignore[type-abstract]
+    {
+        "linear": "bitbench.layers.linear:Linear",
+        "torch_int8": "bitbench.layers.torch_int8:TorchInt8",
+        "binary": "bitbench.layers.quantized:Binary",
+        "ternary": "bitbench.layers.quantized:Ternary",
+        "k_ternary": "bitbench.layers.quantized:KTernary",
+    },
+)
+
+
+def kinds() -> list[str]:
+    """Names of all layer kinds; imports none of them."""
+    return REGISTRY.names()
+
+
+def get(kind: str) -> LayerKind:
+    """The layer kind called ``kind``; :class:`bitbench.errors.UserError` when unknown."""
+    return REGISTRY.get(kind)

@@ -1,0 +1,110 @@
+"""The layer kinds of this package as suites describe them. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from bitbench.layers.base import LayerSpec
+
+FloatType = Literal["float32", "bfloat16", "float16"]
+Rule = Literal["optimal", "absmean", "absmax", "twn"]
+STE = Literal["identity", "clip", "approx_sign", "swish_sign", "magnitude_aware"]
+
+MAX_COMPONENTS = 16
+"""BITIMPL_MAX_COMPONENTS of csrc/include/impl.h."""
+
+GROUP_STEP = 8
+"""Scale groups are whole bytes of a 1-bit row."""
+
+
+def _group(size: int) -> int:
+    if size < GROUP_STEP or size % GROUP_STEP:
+        below = max(GROUP_STEP, size // GROUP_STEP * GROUP_STEP)
+        near = str(below) if below > size else f"{below} or {below + GROUP_STEP}"
+        raise PydanticCustomError(
+            "group_size",
+            "must be a positive multiple of {step}, not {size}; the nearest: {near}",
+            {"step": GROUP_STEP, "size": size, "near": near},
+        )
+    return size
+
+
+GroupSize = Annotated[int, AfterValidator(_group), Field(json_schema_extra={"minimum": 8, "multipleOf": 8})]
+
+
+class LinearSpec(LayerSpec):
+    """``torch.nn.Linear``."""
+
+    kind: Literal["linear"]
+    dtype: FloatType = "float32"
+    """Type of weights and activations."""
+
+
+class TorchInt8Spec(LayerSpec):
+    """torch's own dynamic int8: 8-bit weights, activations quantised in each call."""
+
+    kind: Literal["torch_int8"]
+
+
+class QuantizedSpec(LayerSpec):
+    """What the low-bit kinds of :mod:`impl` have in common."""
+
+    form: Literal["packed", "training"] = "packed"
+    """packed: codes and a kernel. training: latent float weights, quantised in every call."""
+    group_size: GroupSize | None = None
+    """Columns that share a scale; null means the whole row."""
+    scale_dtype: Literal["float32", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _groups_have_rows(self) -> QuantizedSpec:
+        if self.group_size is not None and getattr(self, "scale", None) == "tensor":
+            raise PydanticCustomError(
+                "scale", "group_size gives a scale per row and group; remove it or `scale: tensor`"
+            )
+        return self
+
+
+class BinarySpec(QuantizedSpec):
+    """Weights -1 and +1."""
+
+    kind: Literal["binary"]
+    activation_bits: Literal[1, 8, 16] | None = 8
+    """1: signs. 8, 16: integers per token. null: float activations."""
+    scale: Literal["row", "tensor"] = "row"
+    ste: STE = "clip"
+    """Straight-through gradient in training."""
+
+
+class TernarySpec(QuantizedSpec):
+    """Weights -1, 0 and +1."""
+
+    kind: Literal["ternary"]
+    activation_bits: Literal[8, 16] | None = 8
+    """8, 16: integers per token. null: float activations."""
+    format: Literal["base3", "two_bit"] = "base3"
+    """How packed codes lie in bytes: 1.6 or 2 bits a weight."""
+    rule: Rule | None = None
+    """How weights become codes; null means optimal when converted, absmean in training."""
+    scale: Literal["row", "tensor"] | None = None
+    """null means per tensor under absmean, else per row."""
+    ste: STE = "identity"
+    """Straight-through gradient in training."""
+
+
+class KTernarySpec(QuantizedSpec):
+    """Weights that are a sum of k ternary components, each with its own scale."""
+
+    kind: Literal["k_ternary"]
+    k: int = Field(default=2, ge=1, le=MAX_COMPONENTS)
+    activation_bits: Literal[8, 16] | None = 8
+    """8, 16: integers per token. null: float activations."""
+    format: Literal["base3", "two_bit"] = "base3"
+    rule: Rule | None = None
+    """How each component is found; null means optimal when converted, twn in training."""
+    refit: bool = True
+    """Refit scales and codes of all components together after the greedy pass."""
+    ste: STE = "identity"
+    """Straight-through gradient in training."""

@@ -1,0 +1,143 @@
+"""Checks across the parts of a suite: names that must exist, selections that must select."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from bitbench.plugins import advice
+from bitbench.store.schema import Case
+from bitbench.suite.expand import entry_points, expand, variants
+from bitbench.suite.problems import Loc, Problem, known_values, translate
+from bitbench.suite.schema import Claim, Suite
+from bitbench.suite.select import matches, selects
+from bitbench.workloads.base import WorkloadSpec
+
+
+def unknown_names(data: dict[str, Any]) -> Iterator[Problem]:
+    """References to layers and workloads that the file does not define, and repeated claim ids.
+
+    Works on the raw file, so that these are reported together with errors of form.
+    """
+    layers = data.get("layers")
+    if not isinstance(layers, dict):
+        return
+    baseline = data.get("baseline")
+    if isinstance(baseline, str) and baseline not in layers:
+        yield _no_layer(("baseline",), baseline, layers)
+    workloads = [w for w in _list(data, "workloads") if isinstance(w, dict)]
+    for i, entry in enumerate(_list(data, "workloads")):
+        for j, name in enumerate(_list(entry, "layers")):
+            if name not in layers:
+                yield _no_layer(("workloads", i, "layers", j), name, layers)
+    kinds = list(dict.fromkeys(str(w.get("kind")) for w in workloads))
+    seen: dict[Any, int] = {}
+    for i, claim in enumerate(_list(data, "claims")):
+        if not isinstance(claim, dict):
+            continue
+        for key in ("where", "of"):
+            chosen = claim.get(key)
+            wanted = chosen.get("layer") if isinstance(chosen, dict) else None
+            for name in wanted if isinstance(wanted, list) else [wanted]:
+                if name is not None and name not in layers:
+                    yield _no_layer(("claims", i, key, "layer"), name, layers)
+        where = claim.get("where")
+        kind = where.get("workload") if isinstance(where, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            yield Problem(
+                ("claims", i, "where", "workload"),
+                f"this suite has no workload {kind!r}",
+                advice(kind, kinds, label="its workloads"),
+            )
+        if claim.get("id") in seen:
+            yield Problem(
+                ("claims", i, "id"),
+                f"the id {claim['id']!r} was given before, to claims[{seen[claim['id']]}]",
+                "ids name claims in reports: each is used once",
+            )
+        seen.setdefault(claim.get("id"), i)
+
+
+def impossible_selections(suite: Suite) -> Iterator[Problem]:
+    """Variants that are no valid entries, exclusions and claims that select nothing."""
+    sound = True
+    for i, entry in enumerate(suite.workloads):
+        for problem in _entry_problems(entry, suite, ("workloads", i)):
+            sound = False
+            yield problem
+    if not sound:
+        return
+    cases = expand(suite).cases
+    for i, claim in enumerate(suite.claims):
+        if not any(_selected(claim, case) for case in cases):
+            yield _selects_nothing(claim, cases, ("claims", i, "where"))
+
+
+def _entry_problems(entry: WorkloadSpec, suite: Suite, loc: Loc) -> Iterator[Problem]:
+    fields = entry.model_dump(mode="json", exclude={"include", "zip", "exclude"})
+    broken = False
+    for j, item in enumerate(entry.include):
+        try:
+            type(entry).model_validate({**fields, **item}, context={"shapes": suite.shapes})
+        except ValidationError as error:
+            broken = True
+            yield from translate(error, {**fields, **item}, (*loc, "include", j))
+    if broken:
+        return
+    try:
+        variants(entry, suite)
+        everything = entry_points(entry.model_copy(update={"exclude": []}), suite)
+        kept = entry_points(entry, suite)
+    except ValueError as error:
+        yield Problem((*loc, "zip") if entry.zip else loc, str(error))
+        return
+    params = [plan.params for _, plan in everything]
+    for j, item in enumerate(entry.exclude):
+        if not any(all(k in p and matches(v, p[k]) for k, v in item.items()) for p in params):
+            yield _blame(item, params, (*loc, "exclude", j), "excludes nothing")
+    if not kept:
+        yield Problem(
+            (*loc, "exclude"), "every point of this workload is excluded", "remove an exclusion, or the entry"
+        )
+
+
+def _selected(claim: Claim, case: Case) -> bool:
+    return selects(claim.where, layer=case.layer, workload=case.workload, params=case.params)
+
+
+def _selects_nothing(claim: Claim, cases: list[Case], loc: Loc) -> Problem:
+    facts = [{"layer": c.layer, "workload": c.workload, **c.params} for c in cases]
+    return _blame(claim.where, facts, loc, "selects no case")
+
+
+def _blame(wanted: dict[str, Any], facts: list[dict[str, Any]], loc: Loc, what: str) -> Problem:
+    """Name the first key of a selection after which nothing is left."""
+    known = list(dict.fromkeys(key for fact in facts for key in fact))
+    left = facts
+    for key, value in wanted.items():
+        if key not in known:
+            return Problem((*loc, key), f"{what}: no point has {key!r}", advice(key, known))
+        still = [fact for fact in left if key in fact and matches(value, fact[key])]
+        if not still:
+            there = known_values(fact[key] for fact in left if key in fact)
+            told = f"there it is one of: {there}" if there else f"{key!r} does not go with the keys before it"
+            return Problem((*loc, key), f"{what}: {key} is never {_plain(value)} here", told)
+        left = still
+    return Problem(loc, what, "")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
+        return "x".join(map(str, value))
+    return repr(value)
+
+
+def _no_layer(loc: Loc, name: Any, layers: dict[str, Any]) -> Problem:
+    return Problem(loc, f"this suite has no layer {name!r}", advice(name, layers, label="its layers"))
+
+
+def _list(data: Any, key: str) -> list[Any]:
+    found = data.get(key) if isinstance(data, dict) else None
+    return found if isinstance(found, list) else []

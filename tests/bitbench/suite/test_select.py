@@ -1,0 +1,40 @@
+"""Selections: equality, alternatives, and what they are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bitbench.suite.select import matches, selects
+
+
+@pytest.mark.parametrize(
+    ("wanted", "value", "same"),
+    [
+        (1, 1, True),
+        (1, 2, False),
+        ([1, 16], 16, True),
+        ([1, 16], 2, False),
+        ([64, 32], [64, 32], True),
+        ([64, 32], [32, 64], False),
+        ([[64, 32], [8, 8]], [8, 8], True),
+        ([[64, 32], [8, 8]], [9, 9], False),
+        ([64, 32], 64, True),
+        (True, 1, False),
+        (1, True, False),
+        (True, True, True),
+        ("1", 1, False),
+        ([], 1, False),
+    ],
+)
+def test_matches(wanted: Any, value: Any, same: bool) -> None:
+    assert matches(wanted, value) is same
+
+
+def test_every_key_must_match_and_missing_keys_select_nothing() -> None:
+    case: dict[str, Any] = {"layer": "ternary", "workload": "linear", "params": {"tokens": 1}}
+    assert selects({}, **case)
+    assert selects({"layer": ["binary", "ternary"], "tokens": 1}, **case)
+    assert not selects({"layer": "ternary", "tokens": 2}, **case)
+    assert not selects({"cache": "hot"}, **case)
