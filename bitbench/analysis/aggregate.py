@@ -1,0 +1,105 @@
+"""Several shapes taken together: one call of each, launch by launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bitbench.analysis.statistics import Series
+from bitbench.analysis.summary import Summary
+from bitbench.analysis.verdicts import Verdict, judge
+
+Point = tuple[int, str]
+"""Tokens and cache state."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """One call of every shape at one (tokens, cache), for one layer."""
+
+    latency: Series
+    speedup: Series | None
+    """Against the suite's baseline."""
+    best_float: str
+    """The float layer that is fastest over these shapes; empty where there is none."""
+    speedup_best_float: Series | None
+    verdict: Verdict | None
+
+
+def linear_points(summary: Summary) -> list[Point]:
+    """The (tokens, cache) pairs at which single layers were timed: by tokens, hot first."""
+    found = {
+        (int(case.case.params["tokens"]), str(case.case.params["cache"]))
+        for case in summary.cases
+        if case.case.workload == "linear" and case.case.phase == "timed"
+    }
+    return sorted(found, key=lambda point: (point[0], point[1] != "hot", point[1]))
+
+
+def linear_shapes(summary: Summary, *, phase: str = "timed") -> list[list[int]]:
+    """Shapes of single layers, in plan order."""
+    shapes: list[list[int]] = []
+    for case in summary.cases:
+        if case.case.workload == "linear" and case.case.phase == phase:
+            shape: Any = case.case.params["shape"]
+            if shape not in shapes:
+                shapes.append(shape)
+    return shapes
+
+
+def common_shapes(summary: Summary, point: Point) -> list[list[int]]:
+    """The shapes at which every layer timed at this point was to be timed; all shapes of the
+    point where there is none in common. What was planned counts, not what succeeded: a layer that
+    failed at a shape must not make it vanish for the others."""
+    tokens, cache = point
+    planned: dict[str, list[list[int]]] = {}
+    for case in summary.select("linear", tokens=tokens, cache=cache):
+        planned.setdefault(case.case.layer, []).append(case.case.params["shape"])
+    at_all = [shape for shape in linear_shapes(summary) if any(shape in own for own in planned.values())]
+    shared = [shape for shape in at_all if all(shape in own for own in planned.values())]
+    return shared or at_all
+
+
+def totals(summary: Summary, point: Point) -> dict[str, Total]:
+    """Per layer that has every shape of this point; a layer with a gap is left out.
+
+    Notes
+    -----
+    Times are added within a launch before any ratio is taken, so the figure is that of running
+    each shape once: large shapes weigh as much as they do in a model.
+    """
+    wanted = common_shapes(summary, point)
+    sums = {
+        layer: total for layer in summary.layers if (total := _sum(summary, layer, point, wanted)) is not None
+    }
+    floats = {
+        layer: series.estimate().value
+        for layer, series in sums.items()
+        if summary.layers[layer].get("kind") == "linear"
+    }
+    best = min(floats, key=lambda layer: floats[layer]) if floats else ""
+    result = {}
+    for layer, latency in sums.items():
+        base = sums.get(summary.baseline)
+        speedup = None if base is None else base.ratio_to(latency)
+        against_best = sums[best].ratio_to(latency) if best else None
+        judged = speedup is not None and layer != summary.baseline and not summary.quick
+        verdict = judge(speedup, summary.baseline) if judged and speedup is not None else None
+        result[layer] = Total(latency, speedup, best, against_best, verdict)
+    return result
+
+
+def _sum(summary: Summary, layer: str, point: Point, shapes: list[list[int]]) -> Series | None:
+    tokens, cache = point
+    parts = []
+    for shape in shapes:
+        case = summary.one("linear", layer, tokens=tokens, cache=cache, shape=shape)
+        if case is None or "time.latency" not in case.series:
+            return None
+        parts.append(case.series["time.latency"].values)
+    if not parts:
+        return None
+    shared = set.intersection(*(set(part) for part in parts))
+    if not shared:
+        return None
+    return Series({launch: sum(part[launch] for part in parts) for launch in sorted(shared)}, "log")

@@ -1,0 +1,187 @@
+"""Estimates and intervals over replicates. Pure functions on numbers.
+
+The unit of replication is what a workload declares: launches for time, seeds for training,
+documents for perplexity, nothing for bytes. Samples inside one process are never the unit: two
+processes running the same code can differ by more than any two blocks of one process do (memory
+layout, page placement), and an interval over blocks is blind to that.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+DISPLAY_CONFIDENCE = 0.95
+"""Level of the intervals that are printed."""
+
+Scale = Literal["log", "linear", "exact"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval, or without one where no interval can be given."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
+    """Replicates behind the value."""
+    confidence: float = DISPLAY_CONFIDENCE
+    exact: bool = False
+    """Counted, not measured: it needs no interval."""
+
+    @property
+    def has_interval(self) -> bool:
+        return self.low is not None and self.high is not None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The range to judge by: the interval, the value itself where exact, else None."""
+        if self.exact:
+            return self.value, self.value
+        if self.low is None or self.high is None:
+            return None
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Series:
+    """One figure, one value per replicate.
+
+    ``values`` maps the number of the replicate (launch, seed, document) to its value; the number
+    is what pairs two series. ``scale`` says on which scale the replicates scatter evenly:
+    ``log`` for times, rates and ratios, ``linear`` for shares and bits, ``exact`` for counts.
+    """
+
+    values: Mapping[int, float]
+    scale: Scale
+
+    def estimate(self, confidence: float = DISPLAY_CONFIDENCE) -> Estimate:
+        """Mean over replicates, on the series' own scale, with its interval."""
+        values = list(self.values.values())
+        if self.scale == "exact":
+            return Estimate(values[0], n=len(values), confidence=confidence, exact=True)
+        if self.scale == "log":
+            return log_mean(values, confidence)
+        return linear_mean(values, confidence)
+
+    def ratio_to(self, other: Series) -> Series | None:
+        """``self / other``, replicate by replicate; None where they share no replicate.
+
+        Notes
+        -----
+        Both sides of a replicate were measured side by side (same process, same document, same
+        seed), so what is common to both cancels before the spread is taken.
+        """
+        if self.scale == "exact" and other.scale == "exact":
+            return Series({0: _first(self) / _first(other)}, "exact")
+        shared = [key for key in self.values if key in other.values]
+        if not shared:
+            return None
+        return Series({key: self.values[key] / other.values[key] for key in shared}, "log")
+
+
+def _first(series: Series) -> float:
+    return next(iter(series.values.values()))
+
+
+def launch_latency(samples_ns: Sequence[int], calls: int) -> float:
+    """Seconds a call took in one launch: the median over its timed blocks.
+
+    Notes
+    -----
+    The median, because interruptions only ever lengthen a block: the mean would report the
+    scheduler, the minimum a best case that no user sees.
+    """
+    return statistics.median(samples_ns) / calls * 1e-9
+
+
+def linear_mean(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE) -> Estimate:
+    """Arithmetic mean with a Student interval; no interval from a single replicate.
+
+    Notes
+    -----
+    Assumes independent replicates with a roughly normal spread. With the few replicates that
+    are affordable (five launches), Student's quantile carries the uncertainty of the spread
+    itself; a bootstrap of five values would give intervals far too short.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2 or not math.isfinite(mean):
+        return Estimate(mean, n=n, confidence=confidence)
+    half = student_quantile((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n, confidence)
+
+
+def log_mean(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE) -> Estimate:
+    """Geometric mean with an interval from the logarithms. Values must be positive.
+
+    Notes
+    -----
+    Disturbances of a time act as factors, so logarithms scatter evenly; the interval of a ratio
+    is then the mirror image of the interval of its inverse, and no bound can be negative.
+    """
+    logs = linear_mean([math.log(value) for value in values], confidence)
+    if logs.low is None or logs.high is None:
+        return Estimate(_exp(logs.value), n=logs.n, confidence=confidence)
+    return Estimate(_exp(logs.value), _exp(logs.low), _exp(logs.high), logs.n, confidence)
+
+
+def _exp(x: float) -> float:
+    """Exponential that answers infinity where a double cannot hold the result."""
+    return math.exp(x) if x < 709.0 else math.inf
+
+
+@lru_cache(maxsize=256)
+def student_quantile(p: float, df: int) -> float:
+    """Quantile of Student's t distribution, 0.5 <= p < 1, with ``df`` degrees of freedom.
+
+    Notes
+    -----
+    Bisection on the distribution function, written with the regularised incomplete beta
+    function I_x(df/2, 1/2), x = df / (df + t^2) (Abramowitz and Stegun 26.7.1). Good to about
+    1e-10, far below what an interval needs.
+    """
+    if not 0.5 <= p < 1 or df < 1:
+        raise ValueError(f"need 0.5 <= p < 1 and df >= 1, got p={p}, df={df}")
+    tail = 2 * (1 - p)
+    low, high = 0.0, 2.0
+    while _two_sided_tail(high, df) > tail:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        if _two_sided_tail(middle, df) > tail:
+            low = middle
+        else:
+            high = middle
+        if high - low < 1e-13 * high:
+            break
+    return (low + high) / 2
+
+
+def _two_sided_tail(t: float, df: int) -> float:
+    return _incomplete_beta(df / (df + t * t), df / 2, 0.5)
+
+
+def _incomplete_beta(x: float, a: float, b: float) -> float:
+    """Regularised incomplete beta function by its continued fraction (A&S 26.5.8)."""
+    if x <= 0.0:
+        return 0.0
+    if x >= 1.0:
+        return 1.0
+    if x > (a + 1) / (a + b + 2):  # the fraction converges fast only below this point
+        return 1.0 - _incomplete_beta(1 - x, b, a)
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    # Evaluated backwards from a depth at which the remainder is below double precision.
+    fraction = 1.0
+    for m in range(120, 0, -1):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
+        fraction = 1 + odd / (1 + even / fraction)
+    return front / (a * fraction)

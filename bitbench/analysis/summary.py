@@ -1,0 +1,278 @@
+"""From the records of a run to one summary a case: status, figures over replicates, verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bitbench.analysis.statistics import DISPLAY_CONFIDENCE, Estimate, Scale, Series, launch_latency
+from bitbench.analysis.verdicts import Verdict, judge, not_comparable
+from bitbench.store.metrics import METRICS
+from bitbench.store.schema import Case, Record, Status
+
+if TYPE_CHECKING:
+    from bitbench.store.reader import RunData
+
+MISSING = "missing"
+"""Status of a case without any record: the run was interrupted before it."""
+
+# Worst first. A case carries the worst status of its launches: averaging only the launches that
+# went well would hide exactly the ones that are slow or wrong.
+_SEVERITY = [
+    Status.INCORRECT,
+    Status.FALLBACK,
+    Status.INVALID,
+    Status.CRASH,
+    Status.OOM,
+    Status.TIMEOUT,
+    Status.ERROR,
+    Status.UNSUPPORTED,
+]
+_LOG_UNITS = {"s", "x", "tokens/s", "B"}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One record that is not ``ok``."""
+
+    launch: int
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """What a run says about one case."""
+
+    case: Case
+    status: str
+    """``ok``, another :class:`~bitbench.store.schema.Status`, or ``missing``."""
+    reason: str
+    done: int
+    """Records found, of ``case.launches`` wanted."""
+    failures: tuple[Failure, ...]
+    series: Mapping[str, Series]
+    """Figures by metric name; empty unless every record is ``ok``."""
+    kernels: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+    """Against the suite's baseline; None for the baseline itself, untimed cases and quick runs."""
+    verdict_best_float: Verdict | None = None
+    """Against the fastest ``nn.Linear`` dtype at the same point."""
+    shared_from: str = ""
+    """Id of the case that computed this accuracy, where numerics are equal."""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == Status.OK
+
+    @property
+    def complete(self) -> bool:
+        return self.done >= self.case.launches
+
+    def value(self, metric: str, confidence: float = DISPLAY_CONFIDENCE) -> Estimate | None:
+        """Estimate of ``metric`` (a name in :data:`~bitbench.store.metrics.METRICS`), or None."""
+        series = self.series.get(metric)
+        return None if series is None else series.estimate(confidence)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All cases of a run in plan order, with what is needed to find them."""
+
+    run: RunData
+    cases: list[CaseSummary]
+    baseline: str
+    layers: dict[str, dict[str, Any]]
+    """The suite's layers in suite order: name to description."""
+    best_float: dict[str, str] = field(default_factory=dict)
+    """Point id to the fastest ``kind: linear`` layer there."""
+
+    @property
+    def quick(self) -> bool:
+        return self.run.info.quick
+
+    def select(
+        self, workload: str | None = None, layer: str | None = None, **params: Any
+    ) -> list[CaseSummary]:
+        """Cases of a workload and layer whose parameters have these values (None: absent)."""
+        return list(self._matching(workload, layer, params))
+
+    def one(self, workload: str, layer: str, **params: Any) -> CaseSummary | None:
+        """The first such case, or None."""
+        return next(self._matching(workload, layer, params), None)
+
+    def _matching(
+        self, workload: str | None, layer: str | None, params: dict[str, Any]
+    ) -> Iterator[CaseSummary]:
+        for summary in self.cases:
+            case = summary.case
+            if workload not in (None, case.workload) or layer not in (None, case.layer):
+                continue
+            if all(case.params.get(key) == value for key, value in params.items()):
+                yield summary
+
+
+def summarise(run: RunData) -> Summary:
+    """Summary of a run, finished or not.
+
+    Notes
+    -----
+    Ratios are formed launch by launch against the layer measured beside this one at the same
+    point. The fastest float layer is chosen per point by its mean over the launches; being the
+    minimum of a few noisy numbers, it is a slightly hard opponent, never an easy one.
+    """
+    suite = run.info.suite
+    layers: dict[str, dict[str, Any]] = dict(suite["layers"])
+    baseline = str(suite["baseline"])
+    records: dict[str, dict[int, Record]] = {}
+    for record in run.records:
+        records.setdefault(record.case, {})[record.launch] = record
+    plain = [_plain(case, records.get(case.id, {})) for case in run.cases]
+
+    points: dict[str, dict[str, CaseSummary]] = {}
+    for summary in plain:
+        points.setdefault(summary.case.point, {})[summary.case.layer] = summary
+    best_float = {
+        point: name
+        for point, beside in points.items()
+        if (name := _fastest_float(beside, layers)) is not None
+    }
+    compared = [
+        _compare(
+            summary, points[summary.case.point], baseline, best_float.get(summary.case.point), run.info.quick
+        )
+        for summary in plain
+    ]
+    return Summary(run, compared, baseline, layers, best_float)
+
+
+def _plain(case: Case, records: dict[int, Record]) -> CaseSummary:
+    """One case alone, before any comparison."""
+    ordered = [records[launch] for launch in sorted(records)]
+    if not ordered:
+        return CaseSummary(case, MISSING, "not measured: the run ended before it", 0, (), {})
+    failed = [record for record in ordered if record.status is not Status.OK]
+    kernels = tuple(dict.fromkeys(record.kernel for record in ordered if record.kernel))
+    failures = tuple(Failure(record.launch, record.status.value, record.reason) for record in failed)
+    shared_from = next((record.shared_from for record in ordered if record.shared_from), "")
+    if failed:
+        worst = min(failed, key=lambda record: _SEVERITY.index(record.status))
+        return CaseSummary(
+            case,
+            worst.status.value,
+            worst.reason,
+            len(ordered),
+            failures,
+            {},
+            kernels,
+            shared_from=shared_from,
+        )
+    series = _series(case, ordered)
+    return CaseSummary(case, Status.OK.value, "", len(ordered), (), series, kernels, shared_from=shared_from)
+
+
+def _series(case: Case, records: list[Record]) -> dict[str, Series]:
+    series: dict[str, Series] = {}
+    timed = {r.launch: launch_latency(r.samples_ns, r.calls) for r in records if r.samples_ns}
+    if timed:
+        series["time.latency"] = Series(timed, "log")
+        if case.workload == "decode":  # one call decodes one token
+            series["decode.tokens_per_second"] = Series({i: 1 / s for i, s in timed.items()}, "log")
+    names = dict.fromkeys(name for record in records for name in record.metrics)
+    for name in names:
+        values = {r.launch: r.metrics[name] for r in records if name in r.metrics}
+        series[name] = Series(values, _scale(name, case, values))
+    for record in records:
+        if nll := record.replicates.get("quality.nll"):
+            # The geometric mean over documents of exp(nll) is the perplexity: exp(mean nll).
+            series["quality.perplexity"] = Series({i: _exp(x) for i, x in enumerate(nll)}, "log")
+            series["quality.nll"] = Series(dict(enumerate(nll)), "linear")
+    return series
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 709.0 else math.inf
+
+
+def _scale(name: str, case: Case, values: Mapping[int, float]) -> Scale:
+    """The scale on which a recorded figure scatters. Bytes are counted; only the high-water
+    mark of a process is measured."""
+    measured = name == "memory.peak_bytes"
+    if name == "quality.tokens" or (
+        not measured and (name.startswith("memory.") or case.replicate == "exact")
+    ):
+        return "exact"
+    if METRICS[name].unit in _LOG_UNITS and all(value > 0 for value in values.values()):
+        return "log"
+    return "linear"
+
+
+def _fastest_float(beside: dict[str, CaseSummary], layers: dict[str, dict[str, Any]]) -> str | None:
+    latencies = {
+        name: estimate.value
+        for name, summary in beside.items()
+        if layers.get(name, {}).get("kind") == "linear"
+        and (estimate := summary.value("time.latency")) is not None
+    }
+    return min(latencies, key=lambda name: latencies[name]) if latencies else None
+
+
+def _compare(
+    summary: CaseSummary, beside: dict[str, CaseSummary], baseline: str, best_float: str | None, quick: bool
+) -> CaseSummary:
+    """Add what follows from the layers measured at the same point."""
+    series = dict(summary.series)
+    base = beside.get(baseline)
+    if base is not None:
+        _add_ratio(series, "time.speedup", base.series, series, "time.latency")
+        _add_ratio(series, "quality.perplexity_ratio", series, base.series, "quality.perplexity")
+    if best_float is not None:
+        _add_ratio(series, "time.speedup_best_float", beside[best_float].series, series, "time.latency")
+    verdict = best_verdict = None
+    if summary.case.phase == "timed" and not quick:
+        if summary.case.layer != baseline:
+            verdict = _verdict(summary, series.get("time.speedup"), base, baseline)
+        if best_float is not None and summary.case.layer != best_float:
+            best_verdict = _verdict(
+                summary, series.get("time.speedup_best_float"), beside[best_float], best_float
+            )
+    return CaseSummary(
+        summary.case,
+        summary.status,
+        summary.reason,
+        summary.done,
+        summary.failures,
+        series,
+        summary.kernels,
+        verdict,
+        best_verdict,
+        summary.shared_from,
+    )
+
+
+def _add_ratio(
+    into: dict[str, Series],
+    name: str,
+    numerator: Mapping[str, Series],
+    denominator: Mapping[str, Series],
+    metric: str,
+) -> None:
+    above, below = numerator.get(metric), denominator.get(metric)
+    if above is not None and below is not None and (ratio := above.ratio_to(below)) is not None:
+        into[name] = ratio
+
+
+def _verdict(
+    summary: CaseSummary, speedup: Series | None, other: CaseSummary | None, against: str
+) -> Verdict:
+    if not summary.ok:
+        return not_comparable(against, f"this case is {summary.status}: {summary.reason}")
+    if other is None:
+        return not_comparable(against, f"{against} was not measured at this point")
+    if not other.ok:
+        return not_comparable(against, f"{against} is {other.status} here: {other.reason}")
+    if speedup is None:
+        return not_comparable(against, f"no launch measured both this layer and {against}")
+    return judge(speedup, against)

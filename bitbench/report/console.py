@@ -1,0 +1,127 @@
+"""The end of a run on the terminal: what a person wants to know, at 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bitbench.analysis.aggregate import Total, linear_points, totals
+from bitbench.analysis.claims import ClaimResult, ClaimStatus, describe_bound, evaluate
+from bitbench.analysis.statistics import Estimate
+from bitbench.analysis.summary import Summary, summarise
+from bitbench.analysis.verdicts import Word
+from bitbench.report.answer import caveats
+from bitbench.report.numbers import ABSENT, estimate, quantity, with_interval
+from bitbench.report.overview import case_with, ledger_case
+from bitbench.store.metrics import METRICS
+from bitbench.store.reader import load_run
+
+_CLAIM_STYLE = {ClaimStatus.PASS: "green", ClaimStatus.FAIL: "red", ClaimStatus.INCONCLUSIVE: "yellow"}
+# A mark beside each colour: the table must be readable without one.
+_MARKS = {Word.FASTER: "+", Word.SLOWER: "-", Word.SAME: "=", Word.INCONCLUSIVE: "?"}
+_STYLES = {Word.FASTER: "green", Word.SLOWER: "red"}
+
+
+def show(run_dir: Path, console: Console, report: Path | None = None) -> None:
+    """Print the table of layers, the claims and, where given, the place of the report."""
+    summary = summarise(load_run(run_dir))
+    console.print(layer_table(summary))
+    for note in caveats(summary):
+        console.print(f"[yellow]note[/] {escape(note)}")
+    show_claims(evaluate(summary), console)
+    console.print(f"samples  {run_dir}", soft_wrap=True, highlight=False, markup=False)
+    if report is not None:
+        console.print(f"report   {report / 'index.html'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_claims(results: Sequence[ClaimResult], console: Console) -> None:
+    """A claim a line: verdict, id, what was measured, the bound; below it why it does not pass."""
+    if not results:
+        console.print("The suite makes no claims.")
+        return
+    grid = Table(title="Claims", title_justify="left", box=None, pad_edge=False, show_header=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for result in results:
+        style = _CLAIM_STYLE.get(result.status, "dim")
+        gate = " (gating)" if result.claim.gating else ""
+        text = f"{result.claim.id}{gate}: {_measured(result)}{describe_bound(result.claim)}"
+        if result.reason and result.status is not ClaimStatus.PASS:
+            text += f"\n{result.reason}"
+        grid.add_row(f"[{style}]{result.status.value}[/]", escape(text))
+    console.print(grid, highlight=False)
+
+
+def _measured(result: ClaimResult) -> str:
+    deciding = result.deciding
+    if deciding is None or deciding.value is None:
+        return ""
+    unit = METRICS[result.claim.metric].unit if result.claim.of is None else "x"
+    return f"{with_interval(deciding.value, unit)}, "
+
+
+def layer_table(summary: Summary) -> Table:
+    """Bits, memory, speed-ups, tokens per second and perplexity, one row a layer."""
+    points = linear_points(summary)
+    found = [totals(summary, point) for point in points]
+    decoded = bool(summary.select("decode"))
+    judged = bool(summary.select("perplexity"))
+    caption = f"Speed-up against {summary.baseline}; + faster, - slower, = same, ? inconclusive at 99 %"
+    title = f"{summary.run.info.suite['name']}: {summary.run.info.run}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.caption = caption if points and not summary.quick else None
+    table.caption_justify = "left"
+    table.add_column("layer", no_wrap=True)
+    for name in ("bits", "vs fp32"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for tokens, cache in points:
+        table.add_column(f"M={tokens}\n{cache}", justify="right", no_wrap=True)
+    if decoded:
+        table.add_column("tokens/s", justify="right", no_wrap=True)
+    if judged:
+        table.add_column("perplexity", justify="right", no_wrap=True)
+    for layer in summary.layers:
+        row = [
+            escape(layer),
+            *_memory(summary, layer),
+            *(_speed(total.get(layer), layer, summary) for total in found),
+        ]
+        if decoded:
+            row.append(_figure(summary, "decode", layer, "decode.tokens_per_second"))
+        if judged:
+            row.append(_figure(summary, "perplexity", layer, "quality.perplexity"))
+        table.add_row(*row)
+    return table
+
+
+def _memory(summary: Summary, layer: str) -> list[str]:
+    case = ledger_case(summary, layer)
+    if case is None:
+        return [ABSENT, ABSENT]
+    return [estimate(case.value("memory.bits_per_weight")), estimate(case.value("memory.weight_ratio"), "x")]
+
+
+def _figure(summary: Summary, workload: str, layer: str, metric: str) -> str:
+    case = case_with(summary, workload, layer, metric)
+    return ABSENT if case is None else estimate(case.value(metric))
+
+
+def _short(found: Estimate, unit: str) -> str:
+    """Three digits: the report has the rest, and the interval."""
+    return quantity(found.value, unit, 3)
+
+
+def _speed(total: Total | None, layer: str, summary: Summary) -> str:
+    if total is None or total.speedup is None:
+        return ABSENT
+    if layer == summary.baseline:
+        return _short(total.latency.estimate(), "s")
+    text = _short(total.speedup.estimate(), "x")
+    if total.verdict is None:
+        return text
+    style = _STYLES.get(total.verdict.word, "default")
+    return f"[{style}]{text} {_MARKS.get(total.verdict.word, ' ')}[/]"

@@ -1,0 +1,118 @@
+"""What a report says, once, for every rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from bitbench.analysis.claims import ClaimResult, ClaimStatus, describe_bound, describe_where, evaluate
+from bitbench.analysis.summary import Summary, summarise
+from bitbench.report.accuracy import accuracy, training
+from bitbench.report.answer import QUESTION, answer, caveats
+from bitbench.report.memory import memory
+from bitbench.report.numbers import with_interval
+from bitbench.report.overview import overview
+from bitbench.report.provenance import environment, every_case, failures, how_to_read, machine
+from bitbench.report.speed import decode, speed
+from bitbench.report.tables import Cell, Column, Figure, Section, Table
+from bitbench.store.metrics import METRICS
+from bitbench.store.reader import RunData
+
+_TONES = {ClaimStatus.PASS: "good", ClaimStatus.FAIL: "bad", ClaimStatus.INCONCLUSIVE: "warn"}
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """Everything a rendering needs; no rendering looks at the run itself."""
+
+    title: str
+    run: str
+    created: str
+    suite: str
+    machine: str
+    question: str
+    answer: list[str]
+    caveats: list[str]
+    claims: Table | None
+    sections: list[Section]
+    version: str
+
+
+def build(run: RunData, figures: Mapping[str, Sequence[Figure]] | None = None) -> ReportContext:
+    """The context of a run. ``figures`` by section id; none are drawn here."""
+    return context_of(summarise(run), figures)
+
+
+def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None = None) -> ReportContext:
+    """As :func:`build`, from a summary already made."""
+    drawn = figures or {}
+    info = summary.run.info
+    wanted = [
+        overview(summary),
+        memory(summary, drawn.get("memory", ())),
+        speed(summary, drawn.get("speed", ())),
+        decode(summary, drawn.get("decode", ())),
+        accuracy(summary, drawn.get("accuracy", ())),
+        *training(summary),
+        failures(summary),
+        environment(summary),
+        how_to_read(summary),
+        every_case(summary),
+    ]
+    return ReportContext(
+        title=str(info.suite.get("title") or info.suite["name"]),
+        run=info.run,
+        created=_readable(info.created),
+        suite=str(info.suite["name"]),
+        machine=machine(summary),
+        question=QUESTION,
+        answer=answer(summary),
+        caveats=caveats(summary),
+        claims=claims_table(evaluate(summary)),
+        sections=[section for section in wanted if section is not None],
+        version=info.code.bitbench,
+    )
+
+
+def _readable(created: str) -> str:
+    """``2026-01-02T03:04:05Z`` -> ``2026-01-02 03:04 UTC``; anything else as it stands."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment.tzinfo else created
+
+
+def claims_table(results: Sequence[ClaimResult]) -> Table | None:
+    """Claims with their verdicts and the case that decided each; None without claims."""
+    if not results:
+        return None
+    columns = [
+        Column("Verdict", numeric=False),
+        Column("Claim", numeric=False),
+        Column("Bound", numeric=False),
+        Column("Measured", "in the case that decides, with its 99 % interval", numeric=False),
+        Column("Cases", "cases that the claim is about"),
+    ]
+    return Table("claims", "Claims", columns, [_claim_row(result) for result in results])
+
+
+def _claim_row(result: ClaimResult) -> list[Cell]:
+    claim = result.claim
+    deciding = result.deciding
+    unit = METRICS[claim.metric].unit if claim.of is None else "x"
+    if deciding is not None and deciding.value is not None:
+        notes = (deciding.label, *((deciding.reason,) if deciding.reason else ()))
+        measured = Cell(with_interval(deciding.value, unit), notes, case=deciding.case)
+    else:
+        measured = Cell("none", (result.reason,), tone="muted", case=deciding.case if deciding else "")
+    gate = ("gating",) if claim.gating else ()
+    against = f" (relative to {', '.join(f'{k}={v}' for k, v in claim.of.items())})" if claim.of else ""
+    return [
+        Cell(result.status.value, gate, tone=_TONES.get(result.status, "muted"), badge=True),
+        Cell(claim.says, (f"{claim.id}: {claim.metric}{against} where {describe_where(claim)}",)),
+        Cell(describe_bound(claim)),
+        measured,
+        Cell(str(len(result.evidence)), sort=float(len(result.evidence))),
+    ]

@@ -1,0 +1,209 @@
+"""The table that answers first: one row a layer, every question a column."""
+
+from __future__ import annotations
+
+from bitbench.analysis.aggregate import Point, Total, common_shapes, linear_points, totals
+from bitbench.analysis.summary import CaseSummary, Summary
+from bitbench.report.numbers import estimate, interval, percent, plain, shape_text, spread
+from bitbench.report.tables import (
+    Cell,
+    Column,
+    Section,
+    Table,
+    absent,
+    figure_cell,
+    name_cell,
+    verdict_tone,
+    without_empty,
+)
+
+_ORDER = ("dtype", "format", "k", "group_size", "rule", "activation_bits")
+_USUAL = {"scale": "row", "scale_dtype": "float32", "refit": True}
+"""Settings that go without saying."""
+_SILENT = ("kind", "form", "ste")
+
+
+def describe_layer(spec: dict[str, object]) -> str:
+    """A layer's description on one line: ``ternary, format base3, activation_bits 8``."""
+    parts = [str(spec.get("kind", ""))]
+    if spec.get("form") == "training":
+        parts.append("training form")
+    told = [key for key in spec if key not in _SILENT and spec[key] not in (None, _USUAL.get(key))]
+    told.sort(key=lambda key: (_ORDER.index(key) if key in _ORDER else len(_ORDER), key))
+    return ", ".join([*parts, *(f"{key} {spec[key]}" for key in told)])
+
+
+def ledger_shape(summary: Summary) -> list[int] | None:
+    """The shape to quote bytes at: the largest of those counted for most layers."""
+    layers: dict[tuple[int, int], set[str]] = {}
+    for case in summary.select("linear", measure="memory"):
+        rows, columns = case.case.params["shape"]
+        layers.setdefault((rows, columns), set()).add(case.case.layer)
+    if not layers:
+        return None
+    # Of equally large ones the squarest: 4096 x 4096 is what people quote.
+    ranked = sorted(layers, key=lambda shape: (len(layers[shape]), shape[0] * shape[1], min(shape)))
+    return list(ranked[-1])
+
+
+def ledger_case(summary: Summary, layer: str, shape: list[int] | None = None) -> CaseSummary | None:
+    """The memory case of a layer at ``shape``, or at the largest shape counted."""
+    wanted = shape or ledger_shape(summary)
+    return None if wanted is None else summary.one("linear", layer, measure="memory", shape=wanted)
+
+
+def case_with(summary: Summary, workload: str, layer: str, metric: str) -> CaseSummary | None:
+    """The first case of a workload and layer that carries ``metric``."""
+    return next((c for c in summary.select(workload, layer) if metric in c.series), None)
+
+
+def model_case(summary: Summary, layer: str) -> CaseSummary | None:
+    """The case that knows the whole model's bytes with this layer in it."""
+    for case in summary.select(layer=layer):
+        if "memory.model_ratio" in case.series:
+            return case
+    return None
+
+
+def has_gpu(summary: Summary) -> bool:
+    """Whether the run measured on a GPU."""
+    return summary.run.info.environment.get("device") == "cuda"
+
+
+def mean_share(summary: Summary, layer: str, metric: str) -> float | None:
+    """Plain mean of a share over a layer's timed cases."""
+    found = [e.value for case in summary.select(layer=layer) if (e := case.value(metric)) is not None]
+    return sum(found) / len(found) if found else None
+
+
+def point_title(point: Point) -> str:
+    return f"M={point[0]} {point[1]}"
+
+
+def overview(summary: Summary) -> Section:
+    """Section ``overview``."""
+    points = linear_points(summary)
+    by_point = {point: totals(summary, point) for point in points}
+    device = "GPU" if has_gpu(summary) else "CPU"
+    columns = [
+        Column("Layer", "name in the suite, and what it is", numeric=False),
+        Column("Bits per weight", "8 x (codes + scales) / number of weights"),
+        Column("Memory vs fp32", "fp32 weight bytes / (codes + scales); below it what the format allows"),
+        Column("vs bf16", "bf16 weight bytes / (codes + scales)"),
+        Column("Whole model", "fp32 model bytes / model bytes with this layer, unconverted parts included"),
+    ]
+    columns += [
+        Column("Perplexity", "after conversion without retraining; below it the ratio to the baseline"),
+        Column("Tokens/s", "batch-1 decoding of the whole model; below it the speed-up"),
+    ]
+    columns += [
+        Column(
+            point_title(p),
+            f"speed-up against {summary.baseline}, time, speed-up against the best float layer",
+        )
+        for p in points
+    ]
+    columns.append(Column(f"{device} use", f"mean {device} utilisation over timed cases"))
+    rows = [
+        _row(summary, layer, [by_point[point].get(layer) for point in points], device)
+        for layer in summary.layers
+    ]
+    used = {tuple(shape): None for point in points for shape in common_shapes(summary, point)}
+    shapes = ", ".join(shape_text(shape) for shape in used)
+    counted = ledger_shape(summary)
+    note = []
+    if points:
+        note.append(
+            f"Speed columns: one call of each shape that all layers were timed at ({shapes}), added up "
+            f"within a launch; speed-up against `{summary.baseline}`, then time, then speed-up against the "
+            "fastest float layer. `hot`: weights in cache, `cold`: weights from memory. A layer that "
+            "failed at one of the shapes has no figure here."
+        )
+    if counted is not None:
+        note.append(f"Memory columns at {shape_text(counted)}; max: what the format allows before scales.")
+    if device == "CPU":
+        note.append("No GPU was measured: utilisation is that of the CPU.")
+    table = Table("overview", "Every layer at a glance", columns, rows, " ".join(note), filterable=True)
+    return Section("overview", "Overview", tables=[without_empty(table)])
+
+
+def _row(summary: Summary, layer: str, found: list[Total | None], device: str) -> list[Cell]:
+    ledger = ledger_case(summary, layer)
+    model = model_case(summary, layer)
+    decode = case_with(summary, "decode", layer, "decode.tokens_per_second")
+    perplexity = case_with(summary, "perplexity", layer, "quality.perplexity")
+    use = mean_share(summary, layer, f"{device.lower()}.utilisation")
+    return [
+        name_cell(layer, describe_layer(summary.layers[layer])),
+        _value(ledger, "memory.bits_per_weight"),
+        _ratio_and_bound(ledger),
+        _value(ledger, "memory.weight_ratio_bf16", "x"),
+        _value(model, "memory.model_ratio", "x"),
+        _perplexity(perplexity, summary, layer),
+        _tokens(decode, summary, layer),
+        *(_speed(total, layer, summary) for total in found),
+        absent() if use is None else Cell(percent(use), sort=use),
+    ]
+
+
+def _value(case: CaseSummary | None, metric: str, unit: str = "") -> Cell:
+    if case is None:
+        return absent()
+    return figure_cell(case.value(metric), unit, case=case.case.id, why=_why(case))
+
+
+def _why(case: CaseSummary) -> str:
+    return "" if case.ok else case.status
+
+
+def why_absent(summary: Summary, workload: str, layer: str) -> str:
+    """Status of the case that should have given a figure."""
+    return next((case.status for case in summary.select(workload, layer) if not case.ok), "")
+
+
+def format_bound(case: CaseSummary) -> float | None:
+    """The largest ratio to fp32 that the format can give, before scales."""
+    bits = case.value("memory.format_bits")
+    return None if bits is None or bits.value <= 0 else 32 / bits.value
+
+
+def _ratio_and_bound(case: CaseSummary | None) -> Cell:
+    if case is None:
+        return absent()
+    bound = format_bound(case)
+    notes = [f"max {plain(bound, 3)}x"] if bound is not None else []
+    return figure_cell(case.value("memory.weight_ratio"), "x", case=case.case.id, notes=notes, why=_why(case))
+
+
+def _speed(total: Total | None, layer: str, summary: Summary) -> Cell:
+    if total is None:
+        return absent()
+    latency = total.latency.estimate()
+    time = f"{estimate(latency, 's')} {spread(latency)}".strip()
+    if total.speedup is None:
+        return Cell(time, sort=latency.value)
+    speedup = total.speedup.estimate()
+    word = total.verdict.word.value if total.verdict is not None else ""
+    notes = [time] if layer == summary.baseline else [interval(speedup, "x"), word, time]
+    if total.speedup_best_float is not None and layer != total.best_float:
+        notes.append(f"{estimate(total.speedup_best_float.estimate(), 'x')} best float")
+    text = "1x" if layer == summary.baseline else estimate(speedup, "x")
+    return Cell(text, tuple(n for n in notes if n), sort=speedup.value, tone=verdict_tone(total.verdict))
+
+
+def _tokens(case: CaseSummary | None, summary: Summary, layer: str) -> Cell:
+    if case is None:
+        return absent(why_absent(summary, "decode", layer))
+    notes = []
+    if layer != summary.baseline and (speedup := case.value("time.speedup")) is not None:
+        notes.append(estimate(speedup, "x"))
+    return figure_cell(case.value("decode.tokens_per_second"), "", case=case.case.id, notes=notes)
+
+
+def _perplexity(case: CaseSummary | None, summary: Summary, layer: str) -> Cell:
+    if case is None:
+        return absent(why_absent(summary, "perplexity", layer))
+    notes = []
+    if layer != summary.baseline and (ratio := case.value("quality.perplexity_ratio")) is not None:
+        notes.append(estimate(ratio, "x"))
+    return figure_cell(case.value("quality.perplexity"), "", case=case.case.id, notes=notes)
