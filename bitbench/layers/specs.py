@@ -44,9 +44,12 @@ class LinearSpec(LayerSpec):
 
 
 class TorchInt8Spec(LayerSpec):
-    """torch's own dynamic int8: 8-bit weights, activations quantised in each call."""
+    """torch's own dynamic int8: 8-bit weights, activations quantised per tensor in each call."""
 
     kind: Literal["torch_int8"]
+    scale: Literal["row", "tensor"] = "row"
+    """Scales of the weights. row is the more accurate one (torch's ``per_channel_dynamic_qconfig``)
+    and as fast; tensor is what ``quantize_dynamic`` does when not told otherwise."""
 
 
 class QuantizedSpec(LayerSpec):

@@ -20,21 +20,24 @@ two uint8 x int8 products fit 16 bits on CPUs without VNNI."""
 
 REDUCED_LEVELS = 127
 
+DOUBLE_BYTES = 8
+"""torch keeps the scales of a quantised tensor in double precision."""
+
 
 class TorchInt8(LayerKind):
-    """``torch.ao.quantization.quantize_dynamic`` of an ``nn.Linear``: int8 weights with one scale,
-    activations quantised per tensor (asymmetric) inside each call."""
+    """``torch.ao.quantization.quantize_dynamic`` of an ``nn.Linear``: int8 weights with a scale per
+    row or one for all, activations quantised per tensor (asymmetric) inside each call."""
 
     name = "torch_int8"
     spec = TorchInt8Spec
 
-    def cost(self, spec: TorchInt8Spec, in_features: int, out_features: int) -> LayerCost:  # noqa: ARG002
+    def cost(self, spec: TorchInt8Spec, in_features: int, out_features: int) -> LayerCost:
         weights = in_features * out_features
-        # One double-precision scale for the matrix.
-        return LayerCost(weights, 8, 8.0, weights, "int8")
+        scales = out_features if spec.scale == "row" else 1
+        return LayerCost(weights, DOUBLE_BYTES * scales, 8.0, weights, "int8")
 
-    def numerics(self, spec: TorchInt8Spec) -> dict[str, Any]:  # noqa: ARG002
-        return {}
+    def numerics(self, spec: TorchInt8Spec) -> dict[str, Any]:
+        return {"scale": spec.scale}
 
     def unsupported(self, spec: TorchInt8Spec, device: str) -> str | None:  # noqa: ARG002
         if device != "cpu":
@@ -43,7 +46,7 @@ class TorchInt8(LayerKind):
 
     def random(
         self,
-        spec: TorchInt8Spec,  # noqa: ARG002
+        spec: TorchInt8Spec,
         in_features: int,
         out_features: int,
         *,
@@ -53,14 +56,13 @@ class TorchInt8(LayerKind):
         from bitbench.layers.linear import Linear
         from bitbench.layers.specs import LinearSpec
 
-        return _quantize(
-            Linear().random(LinearSpec(kind="linear"), in_features, out_features, bias=bias, seed=seed)
-        )
+        linear = Linear().random(LinearSpec(kind="linear"), in_features, out_features, bias=bias, seed=seed)
+        return _quantize(linear, spec.scale)
 
-    def convert(self, spec: TorchInt8Spec, linear: nn.Linear) -> nn.Module:  # noqa: ARG002
+    def convert(self, spec: TorchInt8Spec, linear: nn.Linear) -> nn.Module:
         import copy
 
-        return _quantize(copy.deepcopy(linear).float())
+        return _quantize(copy.deepcopy(linear).float(), spec.scale)
 
     def trainable(
         self,
@@ -91,7 +93,9 @@ class TorchInt8(LayerKind):
         step = (high - low) / levels or 1.0
         zero = min(max(round(-low / step), 0), levels)
         q = (torch.round(x.float() / step) + zero).clamp(0, levels) - zero
-        y = (q.double() @ codes.T) * (step * weight.q_scale())
+        per_row = weight.qscheme() == torch.per_channel_affine
+        scale = weight.q_per_channel_scales()[rows] if per_row else weight.q_scale()
+        y = (q.double() @ codes.T) * (step * scale)
         return y if bias is None else y + bias[rows].double()
 
     def tolerance(self, spec: TorchInt8Spec, in_features: int) -> float:  # noqa: ARG002
@@ -107,7 +111,7 @@ class TorchInt8(LayerKind):
         return f"torch/quantized_linear_dynamic/{torch.backends.quantized.engine}"
 
 
-def _quantize(linear: nn.Module) -> nn.Module:
+def _quantize(linear: nn.Module, scale: str) -> nn.Module:
     import warnings
 
     import torch
@@ -121,8 +125,12 @@ def _quantize(linear: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         # torch announces torchao as the successor of this interface; here it is the thing measured.
         warnings.simplefilter("ignore")
-        converted = torch.ao.quantization.quantize_dynamic(
-            nn.Sequential(linear), {nn.Linear}, dtype=torch.qint8, inplace=True
+        quantization = torch.ao.quantization
+        config = (
+            quantization.per_channel_dynamic_qconfig
+            if scale == "row"
+            else quantization.default_dynamic_qconfig
         )
+        converted = quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear: config}, inplace=True)
     module: nn.Module = converted[0].eval()
     return module

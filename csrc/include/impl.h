@@ -166,14 +166,18 @@ int bitimpl_quantize_int8(const bitimpl_matrix* x, int8_t* q, float* scale);
 
 /* ---- operators ---------------------------------------------------------------------------- */
 
-/* Bytes of scratch an operator call needs for `rows` rows of activations, or -1. Any alignment. */
+/* Bytes of scratch an operator call needs for `rows` rows of activations, or -1. Any alignment.
+ * Sized for bitimpl_threads(); a call with more threads than that uses as many as the bytes serve,
+ * and fails only where they do not serve one. */
 int64_t bitimpl_linear_workspace(const bitimpl_weight* weight, int64_t rows, int32_t activation);
 
 /* y[M, N] = dequantized(weight)[N, K] applied to x[M, K], plus bias[N] (NULL for none).
  * x, y: any bitimpl_dtype each, M >= 0; bias: N elements of bias_dtype.
  * binary_linear takes format BINARY with activation FLOAT, SIGN, INT8 or INT16;
  * ternary_linear takes TWO_BIT or BASE3 with FLOAT, INT8 or INT16, any number of components in
- * one pass over the activations. workspace_bytes >= bitimpl_linear_workspace(...). */
+ * one pass over the activations. workspace_bytes >= bitimpl_linear_workspace(...).
+ * Integer activations are exact for up to 2^24 - 1 columns a scale; more is
+ * BITIMPL_UNSUPPORTED. */
 int bitimpl_binary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
                           int32_t activation, const void* bias, int32_t bias_dtype,
                           const bitimpl_matrix* y, void* workspace, int64_t workspace_bytes);

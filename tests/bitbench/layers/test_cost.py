@@ -86,9 +86,10 @@ def test_the_twenty_fold_claim_holds_on_paper() -> None:
     assert 19.5 <= 4 * 4096 * 4096 / said.weight_bytes <= 20.0
 
 
-def test_int8_weights_take_a_byte_each_and_one_scale() -> None:
-    said = registry.get("torch_int8").cost(spec_of({"kind": "torch_int8"}), 100, 10)
-    assert (said.codes_bytes, said.scales_bytes, said.compute) == (1000, 8, "int8")
+@pytest.mark.parametrize(("scale", "scales_bytes"), [("row", 80), ("tensor", 8)])
+def test_int8_weights_take_a_byte_each_and_a_double_a_scale(scale: str, scales_bytes: int) -> None:
+    said = registry.get("torch_int8").cost(spec_of({"kind": "torch_int8", "scale": scale}), 100, 10)
+    assert (said.codes_bytes, said.scales_bytes, said.compute) == (1000, scales_bytes, "int8")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "bf16": {"kind": "linear", "dtype": "bfloat16"},
     "fp16": {"kind": "linear", "dtype": "float16"},
     "int8": {"kind": "torch_int8"},
+    "int8-tensor": {"kind": "torch_int8", "scale": "tensor"},
     "binary": {"kind": "binary"},
     "binary-w1a1": {"kind": "binary", "activation_bits": 1},
     "binary-float": {"kind": "binary", "activation_bits": None, "group_size": 24},
@@ -122,7 +123,7 @@ def test_conversion_keeps_the_layer_it_replaces(name: str) -> None:
     assert cosine > {"binary-w1a1": 0.5}.get(name, 0.75)
 
 
-@pytest.mark.parametrize("name", [n for n in SPECS if n not in ("int8", "fp16")])
+@pytest.mark.parametrize("name", [n for n in SPECS if n not in ("int8", "int8-tensor", "fp16")])
 def test_trainable_layers_learn(name: str) -> None:
     spec = spec_of(SPECS[name])
     torch.manual_seed(0)

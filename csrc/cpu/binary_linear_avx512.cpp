@@ -1,0 +1,317 @@
+// Binary kernels for AVX-512 (VNNI, VBMI, VPOPCNTDQ).
+//
+// Two blocks of 16 rows lie side by side in lanes. 512 columns of a block are 16 registers, one
+// row each; a 16 x 16 transposition of their 32-bit words gives the panel: register w holds the
+// bits of columns 32 w .. 32 w + 31, row r in lane r. From it
+//   int8   vpmultishiftqb picks the four bits of columns 4 s .. 4 s + 3 into the four bytes of a
+//          lane; vpdpbusd multiplies them with four activations broadcast to all rows
+//   sign   word xor activation word, vpopcntd
+//   float  the four bits index a table of 16 partial sums: vpermps
+// One activation row at a time (M = 1) leaves nothing to amortise the transposition, so int8 then
+// runs along the columns: bit j of byte i is column 8 i + j, so masking 64 bytes with 1 << j
+// gives 2^j times the weights of 64 columns, which multiply activations regrouped to match. The
+// factor 2^j is shifted away once per row.
+#include <immintrin.h>
+
+#include "binary_tile.h"
+
+namespace bitimpl {
+namespace {
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kBlocks = 2;
+constexpr int64_t kChunkBytes = 64;
+constexpr int64_t kChunk = 512;  // columns
+
+void transpose(const __m512i* in, __m512i* out) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    a[2 * i] = _mm512_unpacklo_epi32(in[2 * i], in[2 * i + 1]);
+    a[2 * i + 1] = _mm512_unpackhi_epi32(in[2 * i], in[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    b[4 * i + 0] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+  }
+  // b[4 i + j]: rows 4 i .. 4 i + 3, words j, j + 4, j + 8, j + 12 in the four 128-bit lanes.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i even_low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
+    const __m512i even_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
+    const __m512i odd_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
+    out[j] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
+    out[j + 4] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+    out[j + 8] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
+    out[j + 12] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
+inline __mmask64 first_bytes(int64_t n) {
+  return n >= kChunkBytes ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
+}
+
+// `bytes` bytes of `rows` rows as a panel: word w of block b at out[w * kBlocks + b]. Absent rows
+// and bytes past the end are zero.
+void load_panel(const uint8_t* first, int64_t row_bytes, int64_t rows, int64_t bytes,
+                __m512i* out) {
+  for (int64_t offset = 0; offset < bytes; offset += kChunkBytes) {
+    const int64_t left = bytes - offset;
+    const __mmask64 mask = first_bytes(left);
+    const int64_t words = ((left < kChunkBytes ? left : kChunkBytes) + 3) / 4;
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      const int64_t present = rows - b * kLanes;
+      const uint8_t* from = first + b * kLanes * row_bytes + offset;
+      __m512i row[16], word[16];
+      for (int64_t r = 0; r < kLanes; ++r)
+        row[r] = r < present ? _mm512_maskz_loadu_epi8(mask, from + r * row_bytes)
+                             : _mm512_setzero_si512();
+      transpose(row, word);
+      for (int64_t w = 0; w < words; ++w) _mm512_store_si512(out + w * kBlocks + b, word[w]);
+    }
+    out += words * kBlocks;
+  }
+}
+
+inline __m512i broadcast4(const void* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+
+template <int TOKENS>
+void int8_rows(const BitRows& bits, const int8_t* const* q, int32_t* plus) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  const __m512i four = _mm512_set1_epi8(4);
+  // Byte t of the even (odd) row of a 64-bit lane starts at bit t (32 + t).
+  const __m512i first_control = _mm512_set1_epi64(0x2322212003020100ll);
+  __m512i acc[kBlocks][TOKENS];
+#pragma GCC unroll 12
+  for (int t = 0; t < TOKENS; ++t) acc[0][t] = acc[1][t] = _mm512_setzero_si512();
+  const __m512i* panel = static_cast<const __m512i*>(bits.panel);
+  for (int64_t k = 0; k < bits.cols; k += 32, panel += kBlocks) {
+    __m512i control = first_control;
+    for (int64_t s = 0; s < 32; s += 4) {
+      const __m512i w0 = _mm512_and_si512(_mm512_multishift_epi64_epi8(control, panel[0]), ones);
+      const __m512i w1 = _mm512_and_si512(_mm512_multishift_epi64_epi8(control, panel[1]), ones);
+      control = _mm512_add_epi8(control, four);
+#pragma GCC unroll 12
+      for (int t = 0; t < TOKENS; ++t) {
+        const __m512i x = broadcast4(q[t] + k + s);
+        acc[0][t] = _mm512_dpbusd_epi32(acc[0][t], w0, x);
+        acc[1][t] = _mm512_dpbusd_epi32(acc[1][t], w1, x);
+      }
+    }
+  }
+#pragma GCC unroll 12
+  for (int t = 0; t < TOKENS; ++t) {
+    _mm512_storeu_si512(plus + t * kBlocks * kLanes, acc[0][t]);
+    _mm512_storeu_si512(plus + t * kBlocks * kLanes + kLanes, acc[1][t]);
+  }
+}
+
+// ---- one activation row, along the columns --------------------------------------------------
+
+inline int64_t planes_bytes(int64_t segment) { return (segment + kChunk - 1) / kChunk * kChunk; }
+
+// out: for each 512 columns eight registers, register j holding q[8 i + j] in byte i.
+void regroup(const int8_t* q, int64_t cols, uint8_t* out) {
+  // Eight bytes of each of eight columns octets -> eight octets of equal bit number.
+  alignas(64) uint8_t order[64];
+  for (int i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>(i % 8 * 8 + i / 8);
+  const __m512i control = _mm512_load_si512(order);
+  const __m512i at = _mm512_setr_epi64(0, 8, 16, 24, 32, 40, 48, 56);
+  alignas(64) uint64_t part[64];
+  for (int64_t k = 0; k < cols; k += kChunk, out += kChunk) {
+    for (int64_t i = 0; i < 8; ++i) {
+      const int64_t left = cols - k - 64 * i;
+      const __mmask64 mask = left <= 0 ? __mmask64{0} : first_bytes(left);
+      const __m512i v = _mm512_maskz_loadu_epi8(mask, q + k + 64 * i);
+      _mm512_store_si512(part + 8 * i, _mm512_permutexvar_epi8(control, v));
+    }
+    for (int64_t j = 0; j < 8; ++j)
+      _mm512_storeu_si512(out + 64 * j, _mm512_i64gather_epi64(at, part + j, 8));
+  }
+}
+
+// Sums of 2^j * (plus sum of plane j), j = 0 .. 7, to the plus sum of the row.
+inline int32_t fold(const __m512i* acc) {
+  __m512i sum = acc[7];
+#pragma GCC unroll 7
+  for (int j = 6; j >= 0; --j) sum = _mm512_add_epi32(_mm512_srai_epi32(sum, 1), acc[j]);
+  return _mm512_reduce_add_epi32(sum);
+}
+
+template <int ROWS>
+inline void int8_columns(const BitRows& bits, int64_t row, const uint8_t* planes, int32_t* plus) {
+  __m512i acc[ROWS][8];
+#pragma GCC unroll 2
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) acc[r][j] = _mm512_setzero_si512();
+  const uint8_t* from = bits.first + row * bits.row_bytes;
+  for (int64_t offset = 0; offset < bits.bytes; offset += kChunkBytes, planes += kChunk) {
+    const __mmask64 mask = first_bytes(bits.bytes - offset);
+    __m512i v[ROWS];
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; ++r)
+      v[r] = _mm512_maskz_loadu_epi8(mask, from + r * bits.row_bytes + offset);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const __m512i bit = _mm512_set1_epi8(static_cast<char>(1 << j));
+      const __m512i x = _mm512_loadu_si512(planes + 64 * j);
+#pragma GCC unroll 2
+      for (int r = 0; r < ROWS; ++r)
+        acc[r][j] = _mm512_dpbusd_epi32(acc[r][j], _mm512_and_si512(v[r], bit), x);
+    }
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < ROWS; ++r) plus[row + r] = fold(acc[r]);
+}
+
+// ---- W1A1 -----------------------------------------------------------------------------------
+
+template <int TOKENS>
+void sign_rows(const BitRows& bits, const uint8_t* const* x, int32_t* differ) {
+  __m512i acc[kBlocks][TOKENS];
+#pragma GCC unroll 12
+  for (int t = 0; t < TOKENS; ++t) acc[0][t] = acc[1][t] = _mm512_setzero_si512();
+  const __m512i* panel = static_cast<const __m512i*>(bits.panel);
+  const int64_t whole = bits.cols / 32 * 4;  // bytes of words without a tail
+  for (int64_t at = 0; at < whole; at += 4, panel += kBlocks) {
+#pragma GCC unroll 12
+    for (int t = 0; t < TOKENS; ++t) {
+      const __m512i bit = broadcast4(x[t] + at);
+#pragma GCC unroll 2
+      for (int b = 0; b < kBlocks; ++b)
+        acc[b][t] =
+            _mm512_add_epi32(acc[b][t], _mm512_popcnt_epi32(_mm512_xor_si512(panel[b], bit)));
+    }
+  }
+  if (whole < bits.bytes) {
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>((1u << (bits.cols % 32)) - 1));
+#pragma GCC unroll 12
+    for (int t = 0; t < TOKENS; ++t) {
+      const __m512i bit =
+          _mm512_set1_epi32(static_cast<int>(load_bytes(x[t] + whole, bits.bytes - whole)));
+#pragma GCC unroll 2
+      for (int b = 0; b < kBlocks; ++b) {
+        const __m512i word = _mm512_and_si512(_mm512_xor_si512(panel[b], bit), mask);
+        acc[b][t] = _mm512_add_epi32(acc[b][t], _mm512_popcnt_epi32(word));
+      }
+    }
+  }
+#pragma GCC unroll 12
+  for (int t = 0; t < TOKENS; ++t) {
+    _mm512_storeu_si512(differ + t * kBlocks * kLanes, acc[0][t]);
+    _mm512_storeu_si512(differ + t * kBlocks * kLanes + kLanes, acc[1][t]);
+  }
+}
+
+using Int8Rows = void (*)(const BitRows&, const int8_t* const*, int32_t*);
+constexpr Int8Rows kInt8Rows[12] = {
+    int8_rows<1>, int8_rows<2>, int8_rows<3>, int8_rows<4>,  int8_rows<5>,  int8_rows<6>,
+    int8_rows<7>, int8_rows<8>, int8_rows<9>, int8_rows<10>, int8_rows<11>, int8_rows<12>};
+
+using SignRows = void (*)(const BitRows&, const uint8_t* const*, int32_t*);
+constexpr SignRows kSignRows[12] = {
+    sign_rows<1>, sign_rows<2>, sign_rows<3>, sign_rows<4>,  sign_rows<5>,  sign_rows<6>,
+    sign_rows<7>, sign_rows<8>, sign_rows<9>, sign_rows<10>, sign_rows<11>, sign_rows<12>};
+
+struct Avx512 {
+  static constexpr int64_t kRows = kBlocks * kLanes;
+  static constexpr int64_t kTokens = 12;
+
+  // Segments shorter than a chunk would mostly multiply padding.
+  static bool along_columns(const LinearTask& task) {
+    return task.x.rows == 1 && task.x.kind == BITIMPL_ACTIVATION_INT8 && task.segment >= kChunk;
+  }
+
+  static int64_t batch(const LinearTask& task) {
+    return task.x.kind == BITIMPL_ACTIVATION_FLOAT ? 1 : task.x.rows;
+  }
+
+  static int64_t prepared_bytes(const LinearTask& task) {
+    if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) return 2 * ((task.cols + 7) / 8) * kPatterns * 4;
+    return along_columns(task) ? task.segments * planes_bytes(task.segment) : 0;
+  }
+
+  static int64_t panel_bytes(const LinearTask& task) {
+    return along_columns(task) ? 0 : task.components * task.segments * segment_words(task) * kRows * 4;
+  }
+
+  static void prepare(const LinearTask& task, int64_t token, int64_t, void* memory) {
+    if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) {
+      build_float_tables(task.x.values + token * task.x.value_stride, task.cols,
+                         static_cast<float*>(memory));
+    } else if (along_columns(task)) {
+      uint8_t* out = static_cast<uint8_t*>(memory);
+      for (int64_t begin = 0; begin < task.cols; begin += task.segment) {
+        regroup(task.x.q[0] + begin, smaller(task.segment, task.cols - begin), out);
+        out += planes_bytes(task.segment);
+      }
+    }
+  }
+
+  static void load_rows(const LinearTask& task, int64_t row, int64_t rows, void* memory) {
+    if (!along_columns(task)) load_panels<__m512i, kBlocks>(task, row, rows, memory, load_panel);
+  }
+
+  static void int8_dots(const LinearTask& task, const BitRows& bits, int64_t begin,
+                        const int8_t* const* q, int64_t tokens, const void* memory,
+                        int32_t* plus) {
+    if (!along_columns(task)) {
+      kInt8Rows[tokens - 1](bits, q, plus);
+      return;
+    }
+    const uint8_t* planes =
+        static_cast<const uint8_t*>(memory) + begin / task.segment * planes_bytes(task.segment);
+    int64_t r = 0;
+    for (; r + 2 <= bits.rows; r += 2) int8_columns<2>(bits, r, planes, plus);
+    for (; r < bits.rows; ++r) int8_columns<1>(bits, r, planes, plus);
+    for (; r < kRows; ++r) plus[r] = 0;
+  }
+
+  static void sign_dots(const BitRows& bits, const uint8_t* const* x, int64_t tokens,
+                        int32_t* differ) {
+    kSignRows[tokens - 1](bits, x, differ);
+  }
+
+  static void float_dots(const BitRows& bits, int64_t begin, const void* memory, float* sum) {
+    const float* tables = static_cast<const float*>(memory) + begin / 4 * kPatterns;
+    __m512 acc[kBlocks][2];
+    for (auto& block : acc) block[0] = block[1] = _mm512_setzero_ps();
+    const __m512i* panel = static_cast<const __m512i*>(bits.panel);
+    for (int64_t i = 0; i < bits.bytes; ++i, tables += 2 * kPatterns) {
+      const __m128i low_shift = _mm_cvtsi32_si128(static_cast<int>(i % 4 * 8));
+      const __m128i high_shift = _mm_cvtsi32_si128(static_cast<int>(i % 4 * 8 + 4));
+      const __m512 low = _mm512_loadu_ps(tables);
+      const __m512 high = _mm512_loadu_ps(tables + kPatterns);
+#pragma GCC unroll 2
+      for (int b = 0; b < kBlocks; ++b) {
+        // vpermps reads the low four bits of each index.
+        const __m512i word = panel[i / 4 * kBlocks + b];
+        const __m512i first = _mm512_srl_epi32(word, low_shift);
+        const __m512i second = _mm512_srl_epi32(word, high_shift);
+        acc[b][0] = _mm512_add_ps(acc[b][0], _mm512_permutexvar_ps(first, low));
+        acc[b][1] = _mm512_add_ps(acc[b][1], _mm512_permutexvar_ps(second, high));
+      }
+    }
+    for (int b = 0; b < kBlocks; ++b)
+      _mm512_storeu_ps(sum + b * kLanes, _mm512_add_ps(acc[b][0], acc[b][1]));
+  }
+};
+
+}  // namespace
+
+void binary_avx512(const LinearTask& task, const Tile& tile) {
+  run_binary_tile<Avx512>(task, tile);
+}
+
+int64_t binary_scratch_avx512(const LinearTask& task) { return binary_scratch<Avx512>(task); }
+
+}  // namespace bitimpl

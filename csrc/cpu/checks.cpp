@@ -1,0 +1,148 @@
+#include "checks.h"
+
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+
+namespace bitimpl {
+namespace {
+
+thread_local char last_error[512] = "";
+
+int check_scales(const bitimpl_weight& w) {
+  if (w.scale_dtype != BITIMPL_F32 && w.scale_dtype != BITIMPL_F16) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "scale_dtype is %d: use %d (float32) or %d (float16)",
+                w.scale_dtype, BITIMPL_F32, BITIMPL_F16);
+  }
+  if (w.scales == nullptr) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "scales is null: pass at least one scale");
+  }
+  if (!aligned(w.scales, bytes_of_dtype(w.scale_dtype))) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "scales lie at %p: align them to their %lld bytes",
+                w.scales, show(bytes_of_dtype(w.scale_dtype)));
+  }
+  const int64_t strides[3] = {w.scale_component_stride, w.scale_row_stride, w.scale_group_stride};
+  const char* const names[3] = {"component", "row", "group"};
+  for (int i = 0; i < 3; ++i) {
+    if (strides[i] < 0) {
+      return fail(BITIMPL_INVALID_ARGUMENT,
+                  "scale_%s_stride is %lld: use 0 to share a scale, else a positive stride",
+                  names[i], show(strides[i]));
+    }
+  }
+  return BITIMPL_OK;
+}
+
+}  // namespace
+
+const char* name_of_format(int32_t format) {
+  switch (format) {
+    case BITIMPL_BINARY: return "binary";
+    case BITIMPL_TWO_BIT: return "two_bit";
+    case BITIMPL_BASE3: return "base3";
+    default: return nullptr;
+  }
+}
+
+int64_t bytes_of_dtype(int32_t dtype) {
+  switch (dtype) {
+    case BITIMPL_F32: return 4;
+    case BITIMPL_F16:
+    case BITIMPL_BF16: return 2;
+    default: return 0;
+  }
+}
+
+bool aligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+void clear_error() { last_error[0] = '\0'; }
+
+int fail(bitimpl_status status, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(last_error, sizeof last_error, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+int check_weight(const bitimpl_weight* weight, bool with_scales) {
+  if (weight == nullptr) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "weight is null: pass a descriptor");
+  }
+  const bitimpl_weight& w = *weight;
+  if (w.layout != BITIMPL_LAYOUT_V1) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "layout tag is %d, this library reads %d: pack the weight again", w.layout,
+                BITIMPL_LAYOUT_V1);
+  }
+  if (name_of_format(w.format) == nullptr) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "format is %d: use %d (binary), %d (two_bit) or %d (base3)", w.format,
+                BITIMPL_BINARY, BITIMPL_TWO_BIT, BITIMPL_BASE3);
+  }
+  if (w.components < 1 || w.components > BITIMPL_MAX_COMPONENTS) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "components is %d: use 1 to %d", w.components,
+                BITIMPL_MAX_COMPONENTS);
+  }
+  if (w.rows < 1 || w.rows > kMaxDimension || w.cols < 1 || w.cols > kMaxDimension) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "the weight is %lld x %lld: each side must be 1 to %lld",
+                show(w.rows), show(w.cols), show(kMaxDimension));
+  }
+  if (w.group_size < 0 || w.group_size % 8 != 0) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "group_size is %lld: use 0 (no groups) or a positive multiple of 8",
+                show(w.group_size));
+  }
+  if (w.codes == nullptr) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "codes is null: pass the packed bytes");
+  }
+  const int64_t bytes = bitimpl_codes_bytes(w.format, w.components, w.rows, w.cols, w.group_size);
+  if (bytes < 0) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%d x %lld x %lld weights take more bytes than can be addressed: use a smaller weight",
+                w.components, show(w.rows), show(w.cols));
+  }
+  if (w.codes_bytes != bytes) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "codes hold %lld bytes, %s %d x %lld x %lld takes %lld: pass exactly these",
+                show(w.codes_bytes), name_of_format(w.format), w.components, show(w.rows),
+                show(w.cols), show(bytes));
+  }
+  return with_scales ? check_scales(w) : BITIMPL_OK;
+}
+
+int check_matrix(const bitimpl_matrix* matrix, const char* name) {
+  if (matrix == nullptr) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "%s is null: pass a matrix", name);
+  }
+  const int64_t bytes = bytes_of_dtype(matrix->dtype);
+  if (bytes == 0) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%s has dtype %d: use %d (float32), %d (float16) or %d (bfloat16)", name,
+                matrix->dtype, BITIMPL_F32, BITIMPL_F16, BITIMPL_BF16);
+  }
+  if (matrix->rows < 0 || matrix->rows > kMaxDimension || matrix->cols < 1 ||
+      matrix->cols > kMaxDimension) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%s is %lld x %lld: rows must be 0 to %lld, columns 1 to %lld", name,
+                show(matrix->rows), show(matrix->cols), show(kMaxDimension), show(kMaxDimension));
+  }
+  if (matrix->rows == 0) return BITIMPL_OK;
+  if (matrix->rows > 1 && matrix->row_stride < matrix->cols) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%s has row_stride %lld for %lld columns: rows must be contiguous and not overlap",
+                name, show(matrix->row_stride), show(matrix->cols));
+  }
+  if (matrix->data == nullptr || !aligned(matrix->data, bytes)) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%s lies at %p: pass data aligned to its elements of %lld bytes", name,
+                matrix->data, show(bytes));
+  }
+  return BITIMPL_OK;
+}
+
+}  // namespace bitimpl
+
+extern "C" const char* bitimpl_last_error(void) { return bitimpl::last_error; }

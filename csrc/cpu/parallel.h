@@ -1,0 +1,21 @@
+// All threading of the library: the OpenMP pool of the process, which is torch's where torch was
+// loaded first.
+#ifndef BITIMPL_CPU_PARALLEL_H
+#define BITIMPL_CPU_PARALLEL_H
+
+#include <stdint.h>
+
+namespace bitimpl {
+
+// Threads a parallel region started here would get: 1 inside another parallel region.
+int available_threads();
+
+// Calls body(context, thread, begin, end) on disjoint ranges that cover [0, count), one range a
+// thread, thread < threads. `work` estimates the whole in multiply-accumulates: where waking the
+// pool would cost more than it saves, everything runs on the calling thread.
+using RangeBody = void (*)(void* context, int thread, int64_t begin, int64_t end);
+void parallel_ranges(int64_t count, double work, int threads, RangeBody body, void* context);
+
+}  // namespace bitimpl
+
+#endif  // BITIMPL_CPU_PARALLEL_H

@@ -1,0 +1,40 @@
+// Activation preparation: any bitimpl_matrix of activations to the form kernels read, in
+// caller-owned workspace. Shared by every operator.
+#ifndef BITIMPL_CPU_QUANTIZE_H
+#define BITIMPL_CPU_QUANTIZE_H
+
+#include <stdint.h>
+
+#include "kernels.h"
+
+namespace bitimpl {
+
+// Where everything of one operator call lies in its workspace; offsets in bytes from a 64-byte
+// aligned base. A pure function of sizes: the workspace query and the call agree by construction.
+struct WorkspaceLayout {
+  int64_t values;   // FLOAT: float32 copy of x, used unless x is float32 already
+  int64_t q[2];     // int8 planes
+  int64_t sums[2];  // segment sums of each plane
+  int64_t signs;
+  int64_t scale;    // activation scales
+  int64_t bias;     // float32 copy of the bias, used unless it is float32 already
+  int64_t scratch;  // scratch_stride bytes for each thread
+  int64_t scratch_stride;
+
+  int64_t q_stride;     // bytes
+  int64_t sign_stride;  // words
+};
+
+// `kernel_scratch`: bytes one thread of the kernel needs.
+WorkspaceLayout lay_out_workspace(int64_t tokens, int64_t rows, int64_t cols, int64_t segments,
+                                  int32_t activation, int64_t kernel_scratch);
+
+// Converts and quantises x (checked by the caller) into `base` as `layout` says and describes the
+// result in *out. `threads` scratch slices are available.
+void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x, int32_t activation,
+                         int64_t segment, int64_t segments, const WorkspaceLayout& layout,
+                         char* base, int threads, Activations* out);
+
+}  // namespace bitimpl
+
+#endif  // BITIMPL_CPU_QUANTIZE_H

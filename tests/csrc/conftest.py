@@ -1,0 +1,43 @@
+"""The shared library under test: BITIMPL_LIBRARY_PATH, else the installed one, else built here."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch  # noqa: F401  (first, so that the kernels share its OpenMP runtime)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import kernel_library
+from kernel_library import ISA_FLAGS, Library
+
+
+def _processor_flags() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    path = kernel_library.find() or kernel_library.build(tmp_path_factory.mktemp("csrc"))
+    return kernel_library.load(path)
+
+
+@pytest.fixture(params=list(ISA_FLAGS))
+def isa(request: pytest.FixtureRequest, library: Library) -> Iterator[str]:
+    """Each instruction set in turn, in force during the test. Skipped only where the processor lacks it."""
+    name = request.param
+    if name != "portable" and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip(f"{name} is an x86 instruction set, this is {platform.machine()}")
+    missing = ISA_FLAGS[name] - _processor_flags()
+    if missing:
+        pytest.skip(f"this processor lacks {', '.join(sorted(missing))} for {name}")
+    library.select(name)
+    yield name
+    library.select(None)

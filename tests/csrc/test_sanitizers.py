@@ -1,0 +1,66 @@
+"""The case table under the address and undefined-behaviour sanitizers, through every instruction set.
+
+A build of its own (csrc with BITIMPL_SANITIZE=ON) and a small driver: no Python in the process,
+every buffer exactly as large as impl.h asks for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from kernel_cases import CASES, EXTREME_CASES, with_tokens
+from kernel_library import REPOSITORY, Library, build
+
+DRIVER = Path(__file__).parent / "sanitize_driver.cpp"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler: install one to run the kernels under the sanitizers")
+    directory = tmp_path_factory.mktemp("sanitize")
+    library = build(directory, "-DBITIMPL_SANITIZE=ON", "-DBITIMPL_CUDA=off")
+    program = directory / "sanitize_driver"
+    command = [
+        compiler, "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+        "-I", str(REPOSITORY / "csrc" / "include"), str(DRIVER), "-o", str(program),
+        str(library), f"-Wl,-rpath,{directory}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def run(driver: Path, lines: list[str], threads: int) -> subprocess.CompletedProcess[str]:
+    # Leaks are not looked for: the OpenMP pool lives until the process ends.
+    options = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    return subprocess.run(
+        [str(driver)],
+        input="\n".join(lines),
+        env=os.environ | options | {"OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_kernels_under_sanitizers(driver: Path, library: Library) -> None:
+    cases = CASES + [with_tokens(case, 0) for case in CASES[:3]] + EXTREME_CASES
+    done = run(driver, [case.line for case in cases], threads=2)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.strip() == f"{len(cases)} cases on {','.join(library.supported())}"
+
+
+@pytest.mark.slow
+def test_driver_reports_a_failing_case(driver: Path) -> None:
+    good = CASES[0].line
+    bad = " ".join(["7", *good.split()[1:]])  # no such format
+    done = run(driver, [good, bad], threads=1)
+    assert done.returncode == 1
+    assert bad in done.stderr
