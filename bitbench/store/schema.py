@@ -42,7 +42,8 @@ class Status(StrEnum):
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinite errors are written as strings: JSON has no word for them.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Check(_Record):
@@ -136,6 +137,9 @@ class CodeIdentity(_Record):
     impl: str
     commit: str = ""
     dirty: bool = False
+    digest: str = ""
+    """Hash over the sources that can change a number: tells two dirty checkouts apart, so that a
+    resumed run cannot mix them."""
     native: dict[str, Any] = Field(default_factory=dict)
     """What ``impl.capabilities()`` said: library found, ISA, kernels."""
 

@@ -106,6 +106,9 @@ class Subject(ABC):
     kernel: str = ""
     max_calls: int | None = None
     """Most calls between two resets (a decoder's context is finite); None means no limit."""
+    seconds: float | None = None
+    """Time to spend on the timed blocks of this layer in one launch, for calls so long that the
+    clock's usual budget would hold only a few; None leaves it at that."""
 
     def reset(self) -> None:  # noqa: B027 - a hook, empty for most subjects
         """Untimed, before each block."""

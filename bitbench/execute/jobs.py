@@ -1,0 +1,194 @@
+"""What the runner tells a worker to do, and what the worker answers. Torch-free.
+
+A job goes to the worker's standard input as one JSON document. Events come back on a pipe of
+their own, one JSON object a line, so that nothing a library prints can be mistaken for one:
+
+``{"event": "at", "point": ..., "case": ..., "launch": n, "stage": ...}``
+    sent before work on a case starts: what dies next, died there (``case`` is empty while a
+    point is being opened)
+``{"event": "record", "record": {...}}``   one outcome
+``{"event": "facts", "facts": {...}}``     the answer to a probe
+``{"event": "refused", "message": ..., "remedy": ...}``  a probe asked for what is not there
+``{"event": "done"}``                      the job is finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bitbench.measure.clock import shuffled
+from bitbench.store.schema import Case
+from bitbench.suite.expand import Plan, Point
+
+Pair = tuple[str, int]
+"""A case id and a launch (or seed): what one record is the outcome of."""
+
+
+class Visit(BaseModel):
+    """One point as a worker needs it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    point: str
+    workload: str
+    spec: dict[str, Any]
+    params: dict[str, Any]
+    cases: dict[str, str]
+    """Case ids by layer, in suite order: the layers to measure."""
+    launches: list[int]
+    """Launches to record: one when timed, the missing seeds when not."""
+
+
+class Job(BaseModel):
+    """One worker process's work."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["probe", "timed", "once"]
+    name: str
+    """``launch-0``, ``once-3``: names the log file and the telemetry."""
+    seed: int
+    device: str
+    """``cpu`` or ``cuda``; a probe also takes ``auto``."""
+    threads: int
+    cache_dir: str = ""
+    baseline: str = ""
+    layers: dict[str, dict[str, Any]] = {}
+    visits: list[Visit] = []
+    peaks: dict[str, Any] = {}
+    """Measured limits of the machine (:class:`bitbench.measure.roofline.Peaks`)."""
+    measure_peaks: bool = True
+    """Whether a probe measures them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a run share."""
+
+    device: str
+    threads: int
+    cache_dir: str
+    peaks: dict[str, Any]
+
+
+def derive_seed(*parts: Any) -> int:
+    """A seed that depends on all ``parts`` (63 bits): equal parts, equal seed, on any machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def job_for(plan: Plan, setting: Setting, mode: Literal["timed", "once"], name: str) -> Job:
+    """A job without visits yet."""
+    return Job(
+        mode=mode,
+        name=name,
+        seed=plan.seed,
+        device=setting.device,
+        threads=setting.threads,
+        cache_dir=setting.cache_dir,
+        baseline=plan.suite.baseline,
+        layers={key: spec.model_dump(mode="json") for key, spec in plan.suite.layers.items()},
+        peaks=setting.peaks,
+    )
+
+
+def timed_job(plan: Plan, setting: Setting, launch: int, missing: Set[Pair]) -> Job:
+    """Launch ``launch`` of the timed points: those with missing records, in an order drawn from
+    the run's seed and the launch. The order does not depend on what is missing."""
+    visits = []
+    points = [p for p in plan.points if p.phase == "timed"]
+    ids = shuffled([p.id for p in points], random.Random(derive_seed(plan.seed, launch, "points")))
+    by_id = {p.id: p for p in points}
+    for point in (by_id[i] for i in ids):
+        cases = {c.layer: c.id for c in plan.cases_at(point) if (c.id, launch) in missing}
+        if cases:
+            visits.append(_visit(point, cases, [launch]))
+    return job_for(plan, setting, "timed", f"launch-{launch}").model_copy(update={"visits": visits})
+
+
+@dataclass(frozen=True)
+class OnceGroup:
+    """Cases that share a process: one layer in one workload entry."""
+
+    entry: int
+    layer: str
+    cases: list[Case]
+
+
+def once_groups(plan: Plan) -> list[OnceGroup]:
+    """The ``once`` cases by (workload entry, layer), in the order written."""
+    groups: dict[tuple[int, str], list[Case]] = {}
+    for entry in dict.fromkeys(p.entry for p in plan.points if p.phase == "once"):
+        for layer in plan.suite.layers:
+            for case in plan.cases:
+                if case.phase == "once" and (case.entry, case.layer) == (entry, layer):
+                    groups.setdefault((entry, layer), []).append(case)
+    return [OnceGroup(entry, layer, cases) for (entry, layer), cases in groups.items()]
+
+
+def once_job(plan: Plan, setting: Setting, number: int, group: OnceGroup, missing: Set[Pair]) -> Job:
+    """The missing records of one group, one visit a point."""
+    visits = []
+    by_id = {p.id: p for p in plan.points}
+    for case in group.cases:
+        launches = [n for n in range(case.launches) if (case.id, n) in missing]
+        if launches:
+            visits.append(_visit(by_id[case.point], {case.layer: case.id}, launches))
+    return job_for(plan, setting, "once", f"once-{number}").model_copy(update={"visits": visits})
+
+
+def without(job: Job, settled: Iterable[Pair]) -> Job:
+    """``job`` without the pairs that have a record."""
+    gone = set(settled)
+    visits = []
+    for visit in job.visits:
+        if job.mode == "timed":
+            launch = visit.launches[0]
+            cases = {k: c for k, c in visit.cases.items() if (c, launch) not in gone}
+            if cases:
+                visits.append(visit.model_copy(update={"cases": cases}))
+        else:
+            case = next(iter(visit.cases.values()))
+            launches = [n for n in visit.launches if (case, n) not in gone]
+            if launches:
+                visits.append(visit.model_copy(update={"launches": launches}))
+    return job.model_copy(update={"visits": visits})
+
+
+def pairs(job: Job) -> Iterator[Pair]:
+    """Every record ``job`` is to give."""
+    for visit in job.visits:
+        for case in visit.cases.values():
+            for launch in visit.launches:
+                yield case, launch
+
+
+def narrowed(plan: Plan, stored: list[Case]) -> Plan:
+    """``plan`` cut down to the cases of a stored run, with that run's numbers of launches."""
+    kept = {case.id: case for case in stored}
+    cases = [kept[case.id] for case in plan.cases if case.id in kept]
+    layers: dict[str, list[str]] = {}
+    launches: dict[str, int] = {}
+    for case in cases:
+        layers.setdefault(case.point, []).append(case.layer)
+        launches[case.point] = case.launches
+    points = [replace(p, layers=layers[p.id], launches=launches[p.id]) for p in plan.points if p.id in layers]
+    timed = [p.launches for p in points if p.phase == "timed"]
+    return replace(plan, points=points, cases=cases, launches=max(timed, default=plan.launches))
+
+
+def _visit(point: Point, cases: dict[str, str], launches: list[int]) -> Visit:
+    return Visit(
+        point=point.id,
+        workload=point.workload,
+        spec=point.spec.model_dump(mode="json"),
+        params=point.params,
+        cases=cases,
+        launches=launches,
+    )

@@ -1,0 +1,44 @@
+"""From exceptions and dead processes to statuses."""
+
+from __future__ import annotations
+
+import signal
+
+from bitbench.store.schema import Status
+from bitbench.workloads.base import Unsupported
+
+REASON_LENGTH = 300
+
+OOM_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+"""How torch's CPU allocator, CUDA and the C library word it, in lower case."""
+
+
+def of_exception(error: BaseException) -> tuple[Status, str]:
+    """The status an exception in a case stands for, and a one-line reason."""
+    if isinstance(error, Unsupported):
+        return Status.UNSUPPORTED, one_line(str(error)) or "unsupported here"
+    reason = one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Status.OOM, reason
+    if isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OOM_MESSAGES):
+        return Status.OOM, reason
+    return Status.ERROR, reason
+
+
+def of_death(exit_code: int | None, memory_was_short: bool, log: str) -> tuple[Status, str]:
+    """The status of the case in flight when its worker died with ``exit_code`` (negative: signal)."""
+    if exit_code is not None and exit_code < 0:
+        try:
+            name = signal.Signals(-exit_code).name
+        except ValueError:
+            name = f"signal {-exit_code}"
+        if exit_code == -signal.SIGKILL and memory_was_short:
+            return Status.OOM, "the worker was killed for memory (SIGKILL while memory was short)"
+        return Status.CRASH, f"the worker died of {name}; see {log}"
+    return Status.CRASH, f"the worker ended early with exit code {exit_code}; see {log}"
+
+
+def one_line(text: str) -> str:
+    """The first non-empty line of ``text``, cut to :data:`REASON_LENGTH` characters."""
+    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
+    return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1] + "…"

@@ -1,0 +1,134 @@
+"""The worker process: ``python -m bitbench.execute.worker EVENTS_FD PARENT_PID``, job on stdin.
+
+One process does one job (see :mod:`bitbench.execute.jobs`) and ends. It never outlives its
+parent, and where memory runs out it is the process the kernel should take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from bitbench.errors import UserError
+from bitbench.execute.jobs import Job, Pair, Visit
+from bitbench.execute.outcome import of_exception
+from bitbench.measure.host import last_level_cache
+from bitbench.measure.roofline import Peaks, Ruler, measure_peaks
+from bitbench.store.schema import Record
+from bitbench.store.writer import utc_now
+
+PR_SET_PDEATHSIG = 1
+OOM_SCORE = "800"
+"""Raised so that the kernel takes the worker, not the runner that keeps the records."""
+
+
+class Events:
+    """The pipe to the runner. Each event leaves as one write of one line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def send(self, event: str, **fields: Any) -> None:
+        self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+        self._stream.flush()
+
+    def record(self, record: Record) -> None:
+        self.send("record", record=record.model_dump(mode="json"))
+
+
+def follow_parent(parent: int) -> None:
+    """Die with the process ``parent`` (Linux), and be the first to go when memory runs out."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+
+
+def set_threads(threads: int) -> None:
+    """Threads of torch, and of native kernels, which share its pool."""
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def set_seeds(seed: int) -> None:
+    """Seed Python, numpy and torch; workloads draw from generators of their own besides."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def do(job: Job, events: Events) -> None:
+    """Do the whole job; what goes wrong in a case becomes its record."""
+    set_threads(job.threads)
+    set_seeds(job.seed)
+    if job.mode == "probe":
+        from bitbench.execute.probe import facts
+
+        try:
+            events.send("facts", facts=facts(job))
+        except UserError as error:
+            events.send("refused", message=error.message, remedy=error.remedy)
+        return
+    ruler = Ruler(Peaks(**job.peaks), lambda: measure_peaks(job.device, job.threads, last_level_cache()))
+    for visit in job.visits:
+        _visit(job, visit, events, ruler)
+
+
+def _visit(job: Job, visit: Visit, events: Events, ruler: Ruler) -> None:
+    from bitbench.execute.once import measure_point
+    from bitbench.execute.timed import PointClock
+
+    settled: set[Pair] = set()
+
+    def emit(record: Record) -> None:
+        settled.add((record.case, record.launch))
+        events.record(record)
+
+    def announce(layer: str, launch: int, stage: str) -> None:
+        case = visit.cases[layer] if layer else ""
+        events.send("at", point=visit.point, case=case, launch=launch, stage=stage)
+
+    announce("", visit.launches[0], "open")
+    try:
+        if job.mode == "timed":
+            launch = visit.launches[0]
+            PointClock(job, visit, emit, lambda layer, stage: announce(layer, launch, stage), ruler).run()
+        else:
+            measure_point(job, visit, emit, announce)
+    except Exception as error:  # the point could not be opened or closed: all its cases share that
+        traceback.print_exc(file=sys.stderr)
+        status, reason = of_exception(error)
+        for case in visit.cases.values():
+            for launch in visit.launches:
+                if (case, launch) not in settled:
+                    events.record(
+                        Record(case=case, launch=launch, status=status, reason=reason, started=utc_now())
+                    )
+
+
+def main() -> None:
+    events_fd, parent = int(sys.argv[1]), int(sys.argv[2])
+    follow_parent(parent)
+    job = Job.model_validate_json(sys.stdin.buffer.read())
+    with os.fdopen(events_fd, "w", encoding="utf-8") as stream:
+        events = Events(stream)
+        do(job, events)
+        events.send("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Reading run folders back. Torch-free; tolerates the torn last line that a kill can leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from bitbench.errors import UserError
+from bitbench.store.schema import SCHEMA_VERSION, Case, Record, RunInfo, TelemetrySample
+from bitbench.store.writer import CASES_FILE, RUN_FILE, SAMPLES_FILE, TELEMETRY_FILE
+
+RecordType = TypeVar("RecordType", bound=BaseModel)
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""``MIGRATIONS[v]`` turns the ``run.json`` of version v into that of version v + 1."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run folder in memory."""
+
+    path: Path
+    info: RunInfo
+    cases: list[Case]
+    records: list[Record]
+    """In the order written; at most one for each (case, launch): the last one counts."""
+    telemetry: list[TelemetrySample] = field(default_factory=list)
+
+    def missing(self) -> set[tuple[str, int]]:
+        """The (case id, launch) pairs that have no record yet."""
+        wanted = {(case.id, launch) for case in self.cases for launch in range(case.launches)}
+        return wanted - {(record.case, record.launch) for record in self.records}
+
+
+def load_run(path: Path) -> RunData:
+    """Read a run folder.
+
+    Raises :class:`UserError` where it is no run, is of a newer schema, or is damaged before its
+    last line.
+    """
+    info = load_info(path)
+    records: dict[tuple[str, int], Record] = {}
+    for record in _lines(path / SAMPLES_FILE, Record):
+        key = (record.case, record.launch)
+        records.pop(key, None)
+        records[key] = record
+    return RunData(
+        path=path,
+        info=info,
+        cases=_lines(path / CASES_FILE, Case),
+        records=list(records.values()),
+        telemetry=_lines(path / TELEMETRY_FILE, TelemetrySample),
+    )
+
+
+def load_info(path: Path) -> RunInfo:
+    """Read ``run.json`` of a run folder, migrated to the present schema."""
+    head = path / RUN_FILE
+    try:
+        data = json.loads(head.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{path} is not a run: it has no {RUN_FILE}", "give a folder under results/"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{head} cannot be read: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{head} names no schema version", "it was not written by bitbench")
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{head} has schema version {version}; this bitbench reads up to {SCHEMA_VERSION}",
+            "install the newer bitbench that wrote it",
+        )
+    while version < SCHEMA_VERSION:
+        data = MIGRATIONS[version](data)
+        version += 1
+    try:
+        return RunInfo.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{head} is damaged: {_first(error)}") from error
+
+
+def latest_run(results_dir: Path, suite: str | None = None) -> Path:
+    """The newest run folder under ``results_dir``, of the suite named ``suite`` if given.
+
+    Newest by the time inside ``run.json``: folders may have been copied or renamed.
+    """
+    found: list[tuple[str, str, Path]] = []
+    if results_dir.is_dir():
+        for head in results_dir.glob(f"*/{RUN_FILE}"):
+            try:
+                data = json.loads(head.read_text(encoding="utf-8"))
+                name, created = data["suite"]["name"], str(data["created"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if suite is None or name == suite:
+                found.append((created, head.parent.name, head.parent))
+    if not found:
+        which = f" of suite {suite!r}" if suite else ""
+        raise UserError(
+            f"no run{which} under {results_dir}", "make one with: bitbench run SUITE, or give --results DIR"
+        )
+    return max(found)[2]
+
+
+def _lines(path: Path, model: type[RecordType]) -> list[RecordType]:
+    """Records of a JSON-lines file. The last line may be torn; any other bad one is an error."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    lines = text.split(b"\n")
+    torn = lines.pop()  # empty after a whole last line
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(model.model_validate_json(line))
+        except ValidationError as error:
+            if number == len(lines) and not torn:
+                break
+            raise UserError(
+                f"{path}:{number}: not a {model.__name__}: {_first(error)}",
+                "the file was changed after the run; restore it or run again",
+            ) from error
+    return records
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    return f"{where}: {detail['msg']}" if where else str(detail["msg"])

@@ -1,0 +1,356 @@
+"""One layer alone: the time of a call with weights in a cache or from memory, and its bytes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from bitbench.layers import registry
+from bitbench.layers.base import LayerKind, LayerSpec
+from bitbench.measure.host import last_level_cache, memory_available
+from bitbench.measure.memory import file_bytes, ledger, peak_of
+from bitbench.measure.roofline import Work
+from bitbench.store.schema import Check
+from bitbench.suite.shapes import Shapes
+from bitbench.workloads.base import (
+    Context,
+    Outcome,
+    PointPlan,
+    Session,
+    Subject,
+    WorkloadKind,
+    WorkloadSpec,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Cache = Literal["hot", "cold"]
+Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+
+COLD_FACTOR = 2.0
+"""Copies of a cold layer hold this many times the last-level cache, so that no weight survives
+there from one visit to the next whatever the replacement policy keeps."""
+MAX_COPIES = 512
+MEMORY_SHARE = 0.1
+"""Part of the available memory that the copies of one layer may take: a point holds some ten
+layers at once."""
+
+EDGE_ROWS = 128
+RANDOM_BLOCKS, BLOCK_ROWS = 4, 64
+CHECK_TOKENS = 16
+PEAK_TOKENS = 16
+"""Tokens of the call whose peak memory is measured: enough for the many-token road of a kernel,
+too few for its output to matter beside the weights."""
+
+
+class LinearSpec(WorkloadSpec):
+    """A layer at the given shapes; see :class:`LinearWorkload`."""
+
+    shapes: Shapes
+    """A named set, or a list of ``[out_features, in_features]``."""
+    tokens: list[Tokens] = Field(default=[1], min_length=1)
+    """Rows of the input."""
+    cache: list[Cache] = Field(default=["hot"], min_length=1)
+    """``hot``: the same weights on every call. ``cold``: weights from memory on every call."""
+    bias: bool = False
+    memory: bool = True
+    """Whether the bytes of each shape are measured too."""
+
+
+class LinearWorkload(WorkloadKind):
+    """Timed: one call on ``tokens`` rows of normally distributed input, the same for every layer.
+    Once: the memory ledger of the layer, with ratios against an fp32 ``nn.Linear`` measured the
+    same way."""
+
+    name = "linear"
+    spec = LinearSpec
+    axes = ("shapes", "tokens", "cache", "memory")
+
+    def points(self, spec: LinearSpec) -> list[PointPlan]:
+        found = []
+        for shape in spec.shapes:
+            for tokens, cache in itertools.product(spec.tokens, spec.cache):
+                params = {"shape": list(shape), "tokens": tokens, "cache": cache}
+                found.append(PointPlan(params, "timed", "launches"))
+            if spec.memory:
+                found.append(PointPlan({"shape": list(shape), "measure": "memory"}, "once", "exact"))
+        return found
+
+    def quick(self, spec: LinearSpec) -> LinearSpec:
+        return spec.model_copy(update={"shapes": spec.shapes[:1], "tokens": spec.tokens[:1]})
+
+    def estimate(self, spec: LinearSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
+        out_features, in_features = plan.params["shape"]
+        weights = out_features * in_features
+        build = 20e-9 * weights + 0.01
+        if plan.phase == "once":
+            return 2 * build + 0.1
+        call = 2.0 * weights * plan.params["tokens"] / 150e9
+        copies = 0.1 if plan.params["cache"] == "cold" else 0.0
+        return build + copies + max(0.2, 7 * call) + 0.05
+
+    def open(self, spec: LinearSpec, params: dict[str, Any], context: Context) -> LinearSession:
+        return LinearSession(spec, params, context)
+
+
+class LinearSession(Session):
+    """One shape. Layers are built with random weights (random codes where packed)."""
+
+    def __init__(self, spec: LinearSpec, params: dict[str, Any], context: Context) -> None:
+        self.out_features, self.in_features = params["shape"]
+        self.bias = spec.bias
+        self.params = params
+        self.context = context
+
+    def build(self, layer: str, spec: LayerSpec) -> LinearSubject:  # noqa: ARG002
+        made = self._make(spec)
+        cold = self.params["cache"] == "cold"
+        cache = cache_bytes(self.context.device)
+        copies, why = copies_needed(made.weight_bytes, cache) if cold else (1, None)
+        modules = [made.module, *(copy.deepcopy(made.module) for _ in range(copies - 1))]
+        return LinearSubject(
+            made,
+            modules,
+            self.input(made.dtype, self.params["tokens"]),
+            from_memory=cold or made.weight_bytes > COLD_FACTOR * cache > 0,
+            why_not_cold=why,
+            seed=self.context.seed,
+        )
+
+    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002
+        made = self._make(spec)
+        x = self.input(made.dtype, PEAK_TOKENS)
+        metrics = bytes_of(made, self.bias)
+        peak = self._peak(made.module, x)
+        if peak is not None:
+            metrics["memory.peak_bytes"] = float(peak)
+        return Outcome(metrics, kernel=made.kind.kernel(made.module))
+
+    def input(self, dtype: torch.dtype, tokens: int) -> torch.Tensor:
+        """``[tokens, in_features]``, standard normal, drawn in float32 so that all types round
+        the same numbers."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.context.seed)
+        x = torch.randn(tokens, self.in_features, generator=generator)
+        return x.to(device=self.context.device, dtype=dtype)
+
+    def _make(self, spec: LayerSpec) -> Made:
+        import torch
+
+        kind = registry.get(spec.kind)
+        module = kind.random(
+            spec, self.in_features, self.out_features, bias=self.bias, seed=self.context.seed
+        )
+        cost = kind.cost(spec, self.in_features, self.out_features)
+        return Made(
+            kind=kind,
+            spec=spec,
+            module=module.to(self.context.device).eval(),
+            dtype=getattr(torch, kind.input_dtype(spec)),
+            in_features=self.in_features,
+            out_features=self.out_features,
+            weight_bytes=cost.weight_bytes,
+            macs_per_token=cost.macs_per_token,
+            compute=cost.compute,
+            format_bits=cost.format_bits,
+        )
+
+    def _peak(self, module: nn.Module, x: torch.Tensor) -> int | None:
+        """Rise of the high-water mark over one call, after one that pays for first use."""
+        import torch
+
+        with torch.inference_mode():
+            module(x)
+            if self.context.device != "cuda":
+                return peak_of(lambda: module(x))
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            module(x)
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - before
+
+
+@dataclass(frozen=True)
+class Made:
+    """A layer and what its kind says about it."""
+
+    kind: LayerKind
+    spec: LayerSpec
+    module: nn.Module
+    dtype: torch.dtype
+    in_features: int
+    out_features: int
+    weight_bytes: int
+    macs_per_token: int
+    compute: str
+    format_bits: float
+
+
+class LinearSubject(Subject):
+    """A layer, or enough copies of it to be cold, called on one fixed input."""
+
+    def __init__(
+        self,
+        made: Made,
+        modules: list[nn.Module],
+        x: torch.Tensor,
+        *,
+        from_memory: bool,
+        why_not_cold: str | None,
+        seed: int,
+    ) -> None:
+        self._made = made
+        self._rotation = itertools.cycle(modules)
+        self._x = x
+        self._from_memory = from_memory
+        self._why_not_cold = why_not_cold
+        self._rows = sampled_rows(made.out_features, seed)
+        self._tokens = sampled_tokens(x)
+
+    def call(self) -> torch.Tensor:
+        output: torch.Tensor = next(self._rotation)(self._x)
+        return output
+
+    def check(self) -> Check:
+        """Compare sampled outputs with the reference; the rest must be finite.
+
+        The memory that the output is likely to get is filled with NaN first, so that an element
+        the kernel does not write shows.
+        """
+        import torch
+
+        made, module = self._made, next(self._rotation)
+        poison(self._x, made.out_features)
+        output = module(self._x)
+        self.kernel = made.kind.kernel(module)
+        shape = (self._x.shape[0], made.out_features)
+        tolerance = made.kind.tolerance(made.spec, made.in_features)
+        if tuple(output.shape) != shape:
+            raise RuntimeError(f"the output has shape {tuple(output.shape)}, not {shape}")
+        worst, largest, compared = 0.0, 0.0, 0
+        for rows in self._rows:
+            expected = made.kind.reference(made.spec, module, self._x[self._tokens], rows)
+            got = output[self._tokens][:, rows].to(torch.float64)
+            worst = max(worst, float((got - expected).abs().nan_to_num(nan=math.inf).max()))
+            largest = max(largest, float(expected.abs().max()))
+            compared += expected.numel()
+        if not bool(torch.isfinite(output).all()):
+            worst = math.inf
+        error = worst / largest if largest > 0 else worst
+        return Check(passed=error <= tolerance, max_error=error, tolerance=tolerance, compared=compared)
+
+    def fallback(self) -> str | None:
+        return self._made.kind.fallback(self._made.spec, self.kernel)
+
+    def invalid(self) -> str | None:
+        return self._why_not_cold
+
+    def work(self) -> Work:
+        made = self._made
+        return Work(
+            weight_bytes=made.weight_bytes,
+            operations=2 * made.macs_per_token * self._x.shape[0],
+            compute=made.compute,
+            from_memory=self._from_memory,
+        )
+
+
+def cache_bytes(device: str) -> int:
+    """Bytes of the last cache before memory, 0 where unknown."""
+    if device != "cuda":
+        return last_level_cache()
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).L2_cache_size)
+
+
+def copies_needed(weight_bytes: int, cache: int) -> tuple[int, str | None]:
+    """Copies of a layer to rotate through so that each call reads its weights from memory, and
+    why that many are not enough, if so."""
+    if cache <= 0:
+        return 1, "not cold: the size of the last-level cache cannot be read on this machine"
+    wanted = math.floor(COLD_FACTOR * cache / weight_bytes) + 1
+    affordable = max(1, int(MEMORY_SHARE * memory_available() / weight_bytes))
+    copies = min(wanted, MAX_COPIES, affordable)
+    if copies < wanted:
+        return copies, (
+            f"not cold: {copies} copies of {weight_bytes} bytes are less than {COLD_FACTOR:g} times the "
+            f"last-level cache of {cache} bytes; measure larger shapes, or drop `cache: cold`"
+        )
+    return copies, None
+
+
+def sampled_rows(out_features: int, seed: int) -> list[slice]:
+    """Output features to compare: all of a small layer; of a large one the first, the last and
+    random blocks, 512 in all."""
+    import random
+
+    limit = 2 * EDGE_ROWS + RANDOM_BLOCKS * BLOCK_ROWS
+    if out_features <= limit:
+        return [slice(0, out_features)]
+    draw = random.Random(seed)
+    starts = [
+        draw.randrange(EDGE_ROWS, out_features - EDGE_ROWS - BLOCK_ROWS + 1) for _ in range(RANDOM_BLOCKS)
+    ]
+    edges = [slice(0, EDGE_ROWS), slice(out_features - EDGE_ROWS, out_features)]
+    return [*edges, *(slice(start, start + BLOCK_ROWS) for start in starts)]
+
+
+def sampled_tokens(x: torch.Tensor) -> list[int]:
+    """Rows of ``x`` to compare: all of a few; of many, evenly spaced ones, first and last included.
+
+    The rows that hold the smallest and the largest value are always among them: a layer that
+    quantises its activations by the range of the whole input (torch's dynamic int8) then gives the
+    sample what it gave the whole.
+    """
+    tokens = x.shape[0]
+    if tokens <= CHECK_TOKENS:
+        return list(range(tokens))
+    flat = x.float().flatten()
+    extremes = {int(flat.argmin()) // x.shape[1], int(flat.argmax()) // x.shape[1]}
+    spaced = CHECK_TOKENS - 2
+    return sorted(extremes | {round(i * (tokens - 1) / (spaced - 1)) for i in range(spaced)})
+
+
+def poison(x: torch.Tensor, out_features: int) -> None:
+    """Leave NaN in freed memory of the size of the coming output."""
+    import torch
+
+    blocks = [x.new_empty(x.shape[0], out_features).fill_(math.nan) for _ in range(2)]
+    wide = x.new_full((x.shape[0], out_features), math.nan, dtype=torch.float32)
+    del blocks, wide
+
+
+def bytes_of(made: Made, bias: bool) -> dict[str, float]:
+    """All exact ``memory.*`` figures of a layer."""
+    from torch import nn
+
+    plain = nn.Linear(made.in_features, made.out_features, bias=bias)
+    own, fp32 = ledger(made.module), ledger(plain)
+    own_file, fp32_file = file_bytes(made.module), file_bytes(plain)
+    weight = own["codes"] + own["scales"]
+    return {
+        "memory.codes_bytes": float(own["codes"]),
+        "memory.scales_bytes": float(own["scales"]),
+        "memory.bias_bytes": float(own["bias"]),
+        "memory.buffers_bytes": float(own["buffers"]),
+        "memory.slack_bytes": float(own["slack"]),
+        "memory.weight_bytes": float(weight),
+        "memory.layer_bytes": float(own["layer"]),
+        "memory.file_bytes": float(own_file),
+        "memory.bits_per_weight": 8.0 * weight / (made.in_features * made.out_features),
+        "memory.format_bits": made.format_bits,
+        "memory.weight_ratio": fp32["codes"] / weight,
+        "memory.weight_ratio_bf16": fp32["codes"] / 2 / weight,
+        "memory.layer_ratio": fp32["layer"] / own["layer"],
+        "memory.file_ratio": fp32_file / own_file,
+    }

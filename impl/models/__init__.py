@@ -1,0 +1,7 @@
+"""Small readable networks with the linear layer left open: each file is one whole network."""
+
+from impl.models.bert import BertConfig, BertEncoder
+from impl.models.gpt import GPT, GPTConfig
+from impl.models.llama import KVCache, Llama, LlamaConfig
+
+__all__ = ["GPT", "BertConfig", "BertEncoder", "GPTConfig", "KVCache", "Llama", "LlamaConfig"]

@@ -1,0 +1,166 @@
+"""``bitbench run`` from the outside: what it prints, leaves behind and answers."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bitbench.cli import main
+from bitbench.cli.run import terminate_as_interrupt
+from bitbench.errors import Exit
+from bitbench.store.reader import load_run
+from bitbench.store.schema import Status
+
+ROOT = Path(__file__).parents[3]
+SUITE = """
+schema: 1
+name: tiny
+title: A tiny suite
+baseline: linear
+launches: 2
+device: DEVICE
+layers:
+  linear: {kind: linear}
+  linear-bf16: {kind: linear, dtype: bfloat16}
+workloads:
+  - {kind: linear, shapes: [[64, 32]], tokens: TOKENS}
+"""
+
+
+def suite_in(folder: Path, *, device: str = "cpu", tokens: str = "[1]") -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(SUITE.replace("DEVICE", device).replace("TOKENS", tokens))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def places(folder: Path) -> list[str]:
+    return ["--results", str(folder / "results"), "--reports", str(folder / "reports")]
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "results").iterdir()
+    return run
+
+
+def test_a_run_says_what_it_does_and_leaves_run_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", str(suite_in(tmp_path)), "--threads", "1", *places(tmp_path)])
+    out = capsys.readouterr().out
+    assert code == Exit.OK
+    run = load_run(only_run(tmp_path))
+    announced = out[: out.index(f"results: {run.path}")]
+    for part in ("tiny: A tiny suite", "2 points, 2 layers, 4 cases, 2 launches; about", "1 threads"):
+        assert part in announced
+    assert run.missing() == set()
+    assert {record.status for record in run.records} == {Status.OK}
+    assert run.info.threads == 1
+    assert run.info.environment["peaks"]["read_bytes_per_s"] > 0
+    assert run.info.environment["device"] == "cpu"
+    assert run.info.code.digest
+    assert not (run.path / "cache").exists()
+    report = tmp_path / "reports" / run.path.name
+    assert {path.name for path in report.iterdir()} >= {"index.html", "report.md", "cases.csv"}
+    assert str(report / "index.html") in out
+    assert str(Path.home()) not in (run.path / "run.json").read_text()
+
+    # A complete run resumed measures nothing and reports again.
+    before = (run.path / "samples.jsonl").read_bytes()
+    assert main(["run", str(tmp_path / "tiny.yaml"), "--resume", *places(tmp_path)]) == Exit.OK
+    assert (run.path / "samples.jsonl").read_bytes() == before
+    assert "6 of 6 measurements are there" in capsys.readouterr().out
+
+
+def test_interrupt_says_how_to_go_on_and_resume_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = suite_in(tmp_path, tokens="[1, 2, 3, 4, 5, 6]")
+    arguments = ["run", str(suite), "--threads", "1", *places(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; from bitbench.cli import main; sys.exit(main({arguments!r}))"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    # Three records: the bytes of both layers and something of the first launch.
+    while sum(p.read_bytes().count(b"\n") for p in tmp_path.glob("results/*/samples.jsonl")) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    run_dir = only_run(tmp_path)
+    assert f"bitbench run --resume {run_dir}" in out
+    kept = load_run(run_dir).records
+    assert 3 <= len(kept) < 2 + 6 * 2 * 2
+
+    # Another seed would be another run.
+    assert main(["run", "--resume", str(run_dir), "--seed", "5", *places(tmp_path)]) == Exit.USAGE
+    assert "--seed: 0 then, 5 now" in capsys.readouterr().err
+
+    assert main(["run", "--resume", str(run_dir), *places(tmp_path)]) == Exit.OK
+    run = load_run(run_dir)
+    assert run.missing() == set()
+    assert run.records[: len(kept)] == kept
+    lines = (run_dir / "samples.jsonl").read_text().splitlines()
+    assert len(lines) == len(run.records)
+
+
+def test_terminate_is_an_interrupt() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_cuda_suite_without_cuda_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert main(["run", str(suite_in(tmp_path, device="cuda")), *places(tmp_path)]) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert "device cuda" in told
+    assert "device: cpu" in told
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "no suite given"),
+        (["run", "{suite}", "somewhere"], "--resume"),
+        (["run", "{folder}/missing.yaml"], "missing.yaml"),
+        (["run", "--resume"], "no run under"),
+        (["run", "--resume", "{folder}"], "is not a run"),
+        (["run", "{suite}", "--resume"], "no run of suite 'tiny'"),
+        (["run", "{suite}", "--only", "nothing-like-it"], "no case matches"),
+    ],
+)
+def test_wrong_usage_is_one_message_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    suite = suite_in(tmp_path)
+    filled = [part.format(suite=suite, folder=tmp_path) for part in arguments]
+    assert main([*filled, *places(tmp_path)]) == Exit.USAGE
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert not list((tmp_path / "results").glob("*"))
+
+
+def test_unwritable_results_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").write_text("a file stands in the way")
+    assert main(["run", str(suite_in(tmp_path)), *places(tmp_path)]) == Exit.USAGE
+    assert "--results DIR" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""The shipped catalog is complete, and its schema refuses what could go wrong."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bitbench.data.catalog import Entry, KeptFile, catalog, entry, names
+from bitbench.errors import Exit, UserError
+
+
+def test_the_names_the_suites_use_are_there() -> None:
+    assert {"smollm2-135m", "sotu", "minilm"} <= set(catalog().entries)
+    assert names("causal-lm") == ["smollm2-135m"]
+    assert names("text") == ["sotu"]
+    assert names("encoder") == ["minilm"]
+
+
+@pytest.mark.parametrize("name", list(catalog().entries))
+def test_each_entry_can_be_fetched_and_loaded(name: str) -> None:
+    item = entry(name)
+    assert item.artefact.name.startswith(f"{item.package.replace('-', '_')}-{item.version}-")
+    assert item.artefact.name.endswith(".whl")
+    assert any(file.keep_as == "LICENSE" for file in item.files)
+    assert item.licence
+    assert len({file.keep_as for file in item.files}) == len(item.files)
+    module, _, function = item.loader.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), function))
+    if item.holds != "text":
+        assert item.parameters is not None
+        assert item.block_linear_parameters is not None
+        assert 0 < item.block_linear_parameters < item.parameters
+
+
+def test_an_unknown_name_is_one_clear_message() -> None:
+    with pytest.raises(UserError, match="no entry 'smollm-135m'") as caught:
+        entry("smollm-135m")
+    assert "did you mean 'smollm2-135m'?" in caught.value.remedy
+    assert caught.value.exit_code is Exit.USAGE
+
+
+GOOD: dict[str, Any] = {"path": "a/b.txt", "keep_as": "b.txt", "size": 3, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "../b.txt"}, "must not climb"),
+        ({"keep_as": "/etc/passwd"}, "must be relative"),
+        ({"path": "a/*.txt"}, "needs `count`"),
+        ({"count": 2}, "must not have it"),
+        ({"sha256": "0" * 63}, "sha256"),
+        ({"size": 0}, "greater than 0"),
+        ({"colour": "red"}, "Extra inputs"),
+    ],
+)
+def test_a_bad_file_is_refused(change: dict[str, Any], message: str) -> None:
+    KeptFile.model_validate(GOOD)
+    with pytest.raises(ValidationError, match=message):
+        KeptFile.model_validate(GOOD | change)
+
+
+def test_an_entry_without_files_is_refused() -> None:
+    with pytest.raises(ValidationError, match="files"):
+        Entry.model_validate(entry("sotu").model_dump() | {"files": ()})

@@ -1,0 +1,102 @@
+"""The pip client: what it is asked, and what its failures turn into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitbench.data import registries
+from bitbench.errors import Exit, ToolError, UserError
+
+NO_INDEX = """WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError("...")': /toy/
+ERROR: Could not find a version that satisfies the requirement toy==1.0 (from versions: none)
+ERROR: No matching distribution found for toy==1.0"""
+NO_VERSION = """ERROR: Could not find a version that satisfies toy==1.0 (from versions: 0.8, 0.9)
+ERROR: No matching distribution found for toy==1.0"""
+
+
+def pip(
+    code: int, output: str, content: bytes | None = None, name: str = "toy-1.0-py3-none-any.whl"
+) -> Callable:
+    """A pip that prints ``output`` and, where given, delivers ``content``."""
+
+    def run(
+        arguments: list[str], environment: Mapping[str, str], watch: Callable[[], None]
+    ) -> tuple[int, str]:
+        run.arguments = arguments  # type: ignore[attr-defined]
+        if content is not None:
+            scratch = Path(environment["TMPDIR"]) / "unpack"
+            scratch.mkdir()
+            (scratch / name).write_bytes(content[:4])
+            watch()
+            Path(arguments[arguments.index("--dest") + 1], name).write_bytes(content)
+        return code, output
+
+    return run
+
+
+def test_delivers_the_wheel_and_reports_bytes(
+    registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = pip(0, "Saved", b"123456")
+    monkeypatch.setattr(registries, "run_pip", fake)
+    seen: list[int] = []
+    wheel = registries.fetch_pypi(registry.item, _folder(tmp_path), seen.append, False)
+    assert wheel.read_bytes() == b"123456"
+    assert seen == [4, 6]
+    arguments = fake.arguments  # type: ignore[attr-defined]
+    assert arguments[:2] == ["download", "toy==1.0"]
+    assert {"--no-deps", "--only-binary=:all:"} <= set(arguments)
+    assert "--no-cache-dir" not in arguments
+
+
+def test_a_fresh_download_bypasses_the_cache_of_pip(
+    registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = pip(0, "Saved", b"123456")
+    monkeypatch.setattr(registries, "run_pip", fake)
+    registries.fetch_pypi(registry.item, _folder(tmp_path), lambda _: None, True)
+    assert "--no-cache-dir" in fake.arguments  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "code", "message"),
+    [
+        (pip(1, NO_INDEX), UserError, Exit.USAGE, "does not answer"),
+        (pip(1, NO_INDEX.splitlines()[1]), UserError, Exit.USAGE, "does not answer or does not list it"),
+        (pip(1, "No module named pip"), UserError, Exit.USAGE, "this Python has no pip"),
+        (pip(1, NO_VERSION), ToolError, Exit.TOOL, r"from versions: 0\.8, 0\.9"),
+        (pip(2, "Traceback: strange"), ToolError, Exit.TOOL, "strange"),
+        (pip(0, "Saved", b"1", name="toy-1.0.tar.gz"), ToolError, Exit.TOOL, "pip delivered toy-1.0.tar.gz"),
+    ],
+)
+def test_failures_say_what_to_do(
+    run: Callable,
+    error: type[UserError],
+    code: Exit,
+    message: str,
+    registry: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registries, "run_pip", run)
+    with pytest.raises(error, match=message) as caught:
+        registries.fetch_pypi(registry.item, _folder(tmp_path), lambda _: None, False)
+    assert caught.value.exit_code is code
+    assert caught.value.remedy
+
+
+def test_pip_itself_runs_and_is_watched() -> None:
+    """The real pip, asked for nothing that needs a network."""
+    code, output = registries.run_pip(["--version"], {"PATH": "/usr/bin"}, lambda: None)
+    assert code == 0
+    assert output.startswith("pip ")
+
+
+def _folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder

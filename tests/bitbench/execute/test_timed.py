@@ -1,0 +1,120 @@
+"""Orders inside a point: drawn per launch, mirrored, rotated, and stored as used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitbench.execute import timed
+from bitbench.execute.jobs import Setting, Visit, timed_job
+from bitbench.execute.timed import PointClock
+from bitbench.measure.clock import Budget
+from bitbench.measure.roofline import Peaks, Ruler
+from bitbench.store.schema import Record, Status
+
+LAYERS = ("a", "b", "c", "d")
+QUICK = Budget(seconds=0.0005, block_ns=20_000)
+
+
+def visit_once(plan: Any, launch: int, tmp_path: Path) -> tuple[list[tuple[str, str]], dict[str, Record]]:
+    """Measures the plan's only point in this process: what was announced, and the records."""
+    missing = {(case.id, launch) for case in plan.cases}
+    job = timed_job(plan, Setting("cpu", 1, str(tmp_path), {}), launch, missing)
+    (visit,) = job.visits
+    stages: list[tuple[str, str]] = []
+    records: list[Record] = []
+    clock = PointClock(
+        job,
+        visit,
+        records.append,
+        lambda layer, stage: stages.append((layer, stage)),
+        Ruler(Peaks(), Peaks),
+        QUICK,
+    )
+    clock.run()
+    layer_of = {case: layer for layer, case in visit.cases.items()}
+    return stages, {layer_of[record.case]: record for record in records}
+
+
+def orders(plan: Any, launch: int, tmp_path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Layers as built, and as timed in the first round."""
+    stages, records = visit_once(plan, launch, tmp_path)
+    built = tuple(layer for layer, stage in stages if stage == "build")
+    timed = tuple(layer for layer, stage in stages if stage == "time")
+    assert [records[layer].order for layer in built] == [0, 1, 2, 3]
+    assert timed[:4] == timed[4:8][::-1], "the second round mirrors the first"
+    return built, timed[:4]
+
+
+def test_build_and_start_order_are_drawn_per_launch(plan_of: Any, tmp_path: Path) -> None:
+    plan = plan_of({name: {} for name in LAYERS}, launches=24)
+    found = [orders(plan, launch, tmp_path) for launch in range(24)]
+    # Were either fixed, its set would hold one item. 24 fair draws of a first layer out of four
+    # miss one of them with a probability of 0.4 %; the seed is fixed, so this never flickers.
+    assert {built[0] for built, _ in found} == set(LAYERS)
+    assert {first[0] for _, first in found} == set(LAYERS)
+    assert len({built for built, _ in found}) > 8
+    assert len({first for _, first in found}) > 8
+    assert any(built != first for built, first in found), "one order would serve for both"
+
+
+def test_orders_repeat_with_the_seed(plan_of: Any, tmp_path: Path) -> None:
+    plan = plan_of({name: {} for name in LAYERS}, launches=2)
+    assert orders(plan, 1, tmp_path) == orders(plan, 1, tmp_path)
+
+
+def test_each_case_is_announced_before_work_on_it_starts(plan_of: Any, tmp_path: Path) -> None:
+    stages, records = visit_once(plan_of({"a": {}, "b": {}}), 0, tmp_path)
+    for layer in ("a", "b"):
+        own = [stage for name, stage in stages if name == layer]
+        assert own[:3] == ["build", "warm-up", "check"]
+        assert own[-1] == "check"
+        assert own[3:-1] == ["time"] * len(own[3:-1])
+        assert len(own[3:-1]) >= 2
+        assert records[layer].status is Status.OK
+
+
+def test_a_subject_may_ask_for_more_time(
+    plan_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[float] = []
+    real = timed.time_together
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        budgets.append(options["budget"].seconds)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(timed, "time_together", spy)
+    visit_once(plan_of({"a": {}, "b": {"seconds": 0.01}}), 0, tmp_path)
+    visit_once(plan_of({"a": {}, "b": {}}), 0, tmp_path)
+    assert budgets == [0.01, QUICK.seconds]
+
+
+def test_a_layer_that_raises_while_timed_does_not_cost_the_others(plan_of: Any, tmp_path: Path) -> None:
+    plan = plan_of({"a": {}, "bad": {"does": "raise", "at": "call"}, "c": {}})
+    _, records = visit_once(plan, 0, tmp_path)
+    assert {name: record.status for name, record in records.items()} == {
+        "a": Status.OK,
+        "bad": Status.ERROR,
+        "c": Status.OK,
+    }
+
+
+def test_a_point_that_cannot_be_opened_fails_as_a_whole(
+    plan_of: Any, run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of({"a": {}, "b": {}})
+    monkeypatch.delenv("FAKE_LOG")
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "no" / "such" / "folder"))
+    run = run_of(plan, tmp_path / "run")
+    assert [record.status for record in run.records] == [Status.ERROR, Status.ERROR]
+    assert all(record.reason.startswith("FileNotFoundError") for record in run.records)
+
+
+def test_visits_survive_json(plan_of: Any) -> None:
+    plan = plan_of({"a": {}})
+    job = timed_job(plan, Setting("cpu", 1, "", {}), 0, {(plan.cases[0].id, 0)})
+    assert type(job).model_validate_json(job.model_dump_json()) == job
+    assert isinstance(job.visits[0], Visit)
