@@ -37,10 +37,11 @@ class Capabilities:
     library: str | None
     """Path of the native library, or None."""
     why_not: str
-    """Why there is no native library and what would help; "" where there is one."""
+    """Why no native kernel can serve (no library, an unusable ``BITIMPL_ISA``) and what would help;
+    "" where one can."""
     abi: int | None
     isa: str | None
-    """Instruction set in use."""
+    """Instruction set in use, or None where no native kernel can serve."""
     isas: tuple[str, ...]
     """Instruction sets that this machine can use, best first."""
     threads: int | None
@@ -57,15 +58,21 @@ class Capabilities:
 
 def capabilities() -> Capabilities:
     """What can run on this machine. Loads the native library on first use."""
-    library = native.library_path()
+    library, why_not = native.library_path(), native.why_not()
     isas = native.supported_isas() if library else ()
+    isa = None
+    if library:
+        try:
+            isa = native.isa()
+        except native.NativeError as error:
+            why_not = str(error)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    served = [("cpu", isa) for isa in isas] + [(device, "torch") for device in devices]
+    served = [("cpu", name) for name in isas if isa is not None] + [(device, "torch") for device in devices]
     return Capabilities(
         library=str(library) if library else None,
-        why_not=native.why_not(),
+        why_not=why_not,
         abi=native.ABI_VERSION if library else None,
-        isa=native.isa() if library else None,
+        isa=isa,
         isas=isas,
         threads=native.threads() if library else None,
         backend=native.current_backend(),

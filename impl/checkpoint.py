@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,15 @@ def save(module: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str,
         **(metadata or {}),
     }
     target = Path(path)
-    handle, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode  # what the umask gives; save_file puts an owner-only file here
         save_file(tensors, partial, metadata=header)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        partial.chmod(mode)
         os.replace(partial, target)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 

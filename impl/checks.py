@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 import torch
@@ -26,19 +27,21 @@ def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
 
 
 def check_positive(name: str, value: int) -> int:
-    """Return ``value`` if it is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """``value`` as an int, if it is an integer (numpy's included) of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
 
 
 def check_components(k: int) -> int:
-    """Return the number of components ``k`` if it lies in 1 .. MAX_COMPONENTS."""
-    if check_positive("k", k) > MAX_COMPONENTS:
-        raise ValueError(f"k must be at most {MAX_COMPONENTS}, got {k}: use fewer components")
-    return k
+    """The number of components ``k`` as an int, if it lies in 1 .. MAX_COMPONENTS."""
+    number = check_positive("k", k)
+    if number > MAX_COMPONENTS:
+        raise ValueError(f"k must be at most {MAX_COMPONENTS}, got {number}: use fewer components")
+    return number
 
 
 def check_group_size(group_size: int | None) -> int | None:

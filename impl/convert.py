@@ -50,11 +50,15 @@ def convert_linear_to_bitlinear(
     left alone for another reason than ``skip`` are warned of once.
 
     Returns the converted module: the replacement where ``module`` is itself an ``nn.Linear``.
-    Raises ValueError where ``skip`` matches nothing or a weight holds NaN or infinity, before
-    anything is replaced.
+    Raises ValueError where ``skip`` matches nothing or a weight holds NaN or infinity, and TypeError
+    for options that ``layer`` does not take and for float64 layers, before anything is replaced.
     """
     if isinstance(skip, str):
         raise TypeError(f"skip takes a list of names, got the string {skip!r}: write skip=[{skip!r}]")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+    if not (isinstance(layer, type) and issubclass(layer, QuantizedLinear)):
+        raise TypeError(f"layer must be a class such as impl.BitLinear or impl.BinaryLinear, got {layer!r}")
     module = module if inplace else copy.deepcopy(module)
     found = report if report is not None else ConversionReport()
     linears = _select(module, skip, found)
@@ -189,8 +193,8 @@ def _build(
             continue
         try:
             new = layer.from_linear(linear, **options)
-        except ValueError as error:
-            raise ValueError(f"{name or 'the root module'}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name or 'the root module'}: {error}") from error
         # The old layer goes: its Parameters live on, so that ties and optimizers keep them.
         new.bias = cast("nn.Parameter | None", linear.bias)
         if not new.is_packed:

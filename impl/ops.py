@@ -9,6 +9,7 @@ Importing this module registers the operators, once.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ def _linear(
     return y.contiguous()
 
 
-def _binary_linear(
+def _linear_kernel(
+    operator: str,
     x: Tensor,
     codes: Tensor,
     scales: Tensor,
@@ -90,23 +92,7 @@ def _binary_linear(
     activation_bits: int,
 ) -> Tensor:
     weight = _packed(codes, scales, rows, cols, components, group_size, format)
-    return _linear("binary_linear", x, weight, bias, activation_bits)
-
-
-def _ternary_linear(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    bias: Tensor | None,
-    rows: int,
-    cols: int,
-    components: int,
-    group_size: int,
-    format: int,
-    activation_bits: int,
-) -> Tensor:
-    weight = _packed(codes, scales, rows, cols, components, group_size, format)
-    return _linear("ternary_linear", x, weight, bias, activation_bits)
+    return _linear(operator, x, weight, bias, activation_bits)
 
 
 def _linear_fake(
@@ -222,9 +208,9 @@ def _linear_input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, 
 
 
 _library = torch.library.Library("bitimpl", "DEF")
-for _name, _kernel in (("binary_linear", _binary_linear), ("ternary_linear", _ternary_linear)):
+for _name in ACTIVATIONS:
     _library.define(_name + _LINEAR_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    _library.impl(_name, functools.partial(_linear_kernel, _name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"bitimpl::{_name}", _linear_fake, lib=_library)
     torch.library.register_autograd(
         f"bitimpl::{_name}", _linear_backward, setup_context=_linear_setup, lib=_library

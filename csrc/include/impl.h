@@ -134,7 +134,8 @@ const char* bitimpl_last_error(void); /* "" when the thread's last call succeede
  * of "avx512", "avx2", "neon", "portable". */
 const char* bitimpl_supported_isas(void);
 /* The one in use. Chosen at load: the environment variable BITIMPL_ISA, else the best. A name
- * that BITIMPL_ISA gives and the machine lacks makes every call fail with that message. */
+ * that BITIMPL_ISA gives and the machine lacks makes every operator and quantisation call fail
+ * with a message that says so, and is answered with "". */
 const char* bitimpl_isa(void);
 /* Choose by name; NULL or "" restores the best. For tests and measurements. */
 int bitimpl_select_isa(const char* name);
@@ -143,6 +144,11 @@ int bitimpl_threads(void);
 /* Name of the kernel that served this thread's last operator call, such as
  * "ternary_linear/base3/int8/gemv/avx512". */
 const char* bitimpl_last_kernel(void);
+
+/* Read `bytes` bytes once, with the threads an operator would use, and return the exclusive or of
+ * their little-endian 64-bit words (the last one filled up with zeros): to measure with how fast
+ * weights can come from memory. */
+uint64_t bitimpl_read(const void* data, int64_t bytes);
 
 /* ---- packing ------------------------------------------------------------------------------ */
 

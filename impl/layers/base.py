@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from impl import decoding, native, ops
 from impl.checks import ACTIVATION_DTYPES, check_activations, check_choice, check_group_size, check_positive
+from impl.layers.calls import autocast, is_plain, refuse_derivatives
 from impl.layers.forms import TwoForms
 from impl.packing import FORMATS, Header, PackedWeight
 from impl.packing import pack as pack_codes
@@ -71,6 +72,11 @@ class QuantizedLinear(TwoForms, ABC):
         self.out_features = check_positive("out_features", out_features)
         self.format = check_choice("format", format, self.formats)
         self.components = components
+        if activation_bits is not None and type(activation_bits) is not int:
+            raise TypeError(
+                f"activation_bits must be an int or None, got {activation_bits!r} "
+                f"({type(activation_bits).__name__})"
+            )
         if activation_bits not in self.activations:
             raise ValueError(
                 f"activation_bits={activation_bits!r}, {type(self).__name__} takes one of {self.activations}"
@@ -90,12 +96,16 @@ class QuantizedLinear(TwoForms, ABC):
         self.ste = check_choice("ste", ste, STE)
         self._weight_dtype = torch.get_default_dtype() if dtype is None else dtype
         if self._weight_dtype not in ACTIVATION_DTYPES:
-            raise TypeError(f"dtype must be float32, bfloat16 or float16, got {self._weight_dtype}")
+            raise TypeError(
+                f"dtype must be float32, bfloat16 or float16, got {self._weight_dtype}: "
+                "convert the module with .float() first"
+            )
+        self._weight_requires_grad = True
 
         factory: dict[str, Any] = {"device": device, "dtype": self._weight_dtype}
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, **factory))
+        self.weight = nn.Parameter(torch.empty(self.out_features, self.in_features, **factory))
         if bias:
-            self.bias = nn.Parameter(torch.empty(out_features, **factory))
+            self.bias = nn.Parameter(torch.empty(self.out_features, **factory))
         else:
             self.register_parameter("bias", None)
         self._register_packed_buffers()
@@ -145,34 +155,60 @@ class QuantizedLinear(TwoForms, ABC):
         return layer.pack() if pack else layer
 
     @classmethod
-    def _from_codes(
-        cls, codes: Tensor, scales: Tensor, bias: Tensor | None, format: str, **options: Any
+    def from_codes(
+        cls,
+        codes: Tensor,
+        scales: Tensor,
+        bias: Tensor | None = None,
+        *,
+        format: str | None = None,
+        activation_bits: int | None = None,
+        group_size: int | None = None,
     ) -> Self:
+        """A packed layer from int8 ``codes`` [components, rows, cols], or [rows, cols] of a single one.
+
+        Codes are -1 and +1 (binary) or -1, 0 and +1; ``scales`` [components, rows or 1, groups] are
+        float32 or float16. ``format`` None is the first of the class's ``formats``. Raises
+        ValueError or TypeError for tensors that no such layer has.
+        """
+        for name, tensor in (("codes", codes), ("scales", scales)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
         codes = codes.unsqueeze(0) if codes.dim() == 2 else codes
         if codes.dim() != 3:
             raise ValueError(
                 f"codes must have shape [components, rows, cols] or [rows, cols], got {list(codes.shape)}"
             )
-        _, rows, cols = codes.shape
-        dtype = torch.float32 if bias is None else bias.dtype
+        components, rows, cols = codes.shape
         layer = cls(
             cols,
             rows,
             bias=bias is not None,
             device="meta",
-            dtype=dtype,
-            format=format,
+            dtype=torch.float32 if bias is None else bias.dtype,
+            format=format or cls.formats[0],
             scale_dtype=scales.dtype,
-            **options,
+            activation_bits=activation_bits,
+            group_size=group_size,
+            **cls._options_for(components),
         )
         if bias is not None:
             if tuple(bias.shape) != (rows,):
                 raise ValueError(f"bias must have shape [{rows}], got {list(bias.shape)}")
             layer.bias = nn.Parameter(bias.detach().clone())
         layer._install(codes, scales.detach().clone())
-        if options.get("group_size") is None:
+        if group_size is None:
             layer.scale = "row" if scales.shape[1] == rows else "tensor"
         return layer
+
+    @classmethod
+    def _options_for(cls, components: int) -> dict[str, Any]:
+        """Arguments of the class for a weight of so many components."""
+        if components != 1:
+            raise ValueError(
+                f"{cls.__name__} has one component, the codes have {components}: use MultiTernaryLinear"
+            )
+        return {}
 
     # ---- forward ----------------------------------------------------------------------------
 
@@ -192,12 +228,14 @@ class QuantizedLinear(TwoForms, ABC):
 
     def _forward_latent(self, x: Tensor) -> Tensor:
         check_activations(x, self.in_features)
-        x = _autocast(x)
+        x = autocast(x)
         if self.activation_bits is not None:
             x = fake_quantize_activations(x, self.activation_bits)
         if not torch.compiler.is_compiling():
             self.__dict__["_served"] = f"{self._operator}/latent/torch"
-        return F.linear(x, self._fake_quantized_weight(), self.bias)
+        # In the dtype of x, as the kernels do: they take any, whatever the weight's was.
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self._fake_quantized_weight().to(x.dtype), bias)
 
     def _forward_native(self, x: Tensor) -> Tensor | None:
         """Eager calls without the dispatcher, or None where this call needs it: transforms, other
@@ -206,12 +244,12 @@ class QuantizedLinear(TwoForms, ABC):
         codes, scales = buffers["codes"], buffers["scales"]
         assert codes is not None
         assert scales is not None
-        if not (_is_plain(x) and x.is_cpu and codes.is_cpu and native.uses_native(_CPU)):
+        if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.uses_native(_CPU)):
             return None
         if x.dtype not in native.DTYPES or x.dim() == 0 or x.shape[-1] != self.in_features:
             return None
         if torch.is_autocast_enabled("cpu"):
-            x = _autocast(x)
+            x = autocast(x)
         prepared = self._prepared
         if prepared is None or not prepared.matches(codes, scales, bias):
             prepared = native.PreparedLinear(self.packed_weight, bias, self.activation_bits)
@@ -225,7 +263,8 @@ class QuantizedLinear(TwoForms, ABC):
     def _forward_operator(self, x: Tensor) -> Tensor:
         assert self.codes is not None
         assert self.scales is not None
-        x = _autocast(ops.check_input(x, self.in_features, self.codes.device))
+        refuse_derivatives(x)
+        x = autocast(ops.check_input(x, self.in_features, self.codes.device))
         y: Tensor = getattr(torch.ops.bitimpl, self._operator)(
             x,
             self.codes,
@@ -290,7 +329,7 @@ class QuantizedLinear(TwoForms, ABC):
 
     def unpack(self) -> Self:
         """Go to training form and return the layer: ``weight`` holds the decoded values, in
-        :attr:`weight_dtype`. No-op in training form.
+        :attr:`weight_dtype`, frozen where it was before packing. No-op in training form.
 
         Packing again restores the same codes and, but for rounding to that dtype, scales; with
         the rule ``absmean`` the scale shrinks by the share of non-zero weights, as it is the mean
@@ -360,22 +399,3 @@ class QuantizedLinear(TwoForms, ABC):
             parts.append(f"scale={self.scale}")
         parts.append("packed" if self.is_packed else f"training, ste={self.ste}")
         return ", ".join(parts)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """x in autocast's dtype where autocast is on for its device, as ``F.linear`` would have it."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know meta
-        return x
-    return x.to(torch.get_autocast_dtype(device))
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is memory and nothing else: no subclass, tracer or transform stands between
-    the caller and the numbers. Those must see the operator, not a call into C."""
-    return (
-        (type(x) is Tensor or type(x) is nn.Parameter)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch._C._is_tracing()
-    )

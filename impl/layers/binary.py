@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,23 +51,6 @@ class BinaryLinear(QuantizedLinear):
             group_size=group_size,
             scale_dtype=scale_dtype,
             ste=ste,
-        )
-
-    @classmethod
-    def from_codes(
-        cls,
-        codes: Tensor,
-        scales: Tensor,
-        bias: Tensor | None = None,
-        *,
-        format: str = "binary",
-        activation_bits: int | None = None,
-        group_size: int | None = None,
-    ) -> Self:
-        """A packed layer from int8 ``codes`` [rows, cols] (or [1, rows, cols]) of -1 and +1 and
-        ``scales`` [1, rows or 1, groups], float32 or float16."""
-        return cls._from_codes(
-            codes, scales, bias, format, activation_bits=activation_bits, group_size=group_size
         )
 
     def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:

@@ -38,6 +38,7 @@ class TwoForms(nn.Module):
     packing: Tensor | None
 
     _weight_dtype: torch.dtype
+    _weight_requires_grad: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +106,8 @@ class TwoForms(nn.Module):
         return self.weight
 
     def _become_packed(self, codes: Tensor, scales: Tensor, packing: Tensor) -> None:
-        self._weight_dtype = self.weight_dtype
+        if self.weight is not None:
+            self._weight_dtype, self._weight_requires_grad = self.weight.dtype, self.weight.requires_grad
         self.weight = None
         self.codes, self.scales, self.packing = codes, scales, packing
         self.scale_dtype = scales.dtype
@@ -113,7 +115,7 @@ class TwoForms(nn.Module):
 
     def _become_latent(self, weight: Tensor) -> None:
         self.codes = self.scales = self.packing = None
-        self.weight = nn.Parameter(weight)
+        self.weight = nn.Parameter(weight, requires_grad=self._weight_requires_grad)
         self._prepared = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -128,6 +130,8 @@ class TwoForms(nn.Module):
         try:
             super()._apply(fn, recurse)
             moved = {name: _keep_dtype(fn, tensor) for name, tensor in held.items()}
+            if held["packing"].is_meta and not moved["packing"].is_meta:  # to_empty(): fill what is known
+                moved["packing"].copy_(_header_of(self, held["scales"]).to_tensor())
             probe = torch.empty(0, dtype=self._weight_dtype, device=held["codes"].device)
             dtype = fn(probe).dtype
             self._weight_dtype = dtype if dtype in ACTIVATION_DTYPES else self._weight_dtype
@@ -161,6 +165,17 @@ class TwoForms(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _header_of(layer: TwoForms, scales: Tensor) -> Header:
+    return Header(
+        layer.format,
+        layer.components,
+        layer.out_features,
+        layer.in_features,
+        layer.group_size,
+        scales.shape[1],
+    )
 
 
 def _keep_dtype(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

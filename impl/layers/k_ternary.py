@@ -75,22 +75,8 @@ class MultiTernaryLinear(QuantizedLinear):
         )
 
     @classmethod
-    def from_codes(
-        cls,
-        codes: Tensor,
-        scales: Tensor,
-        bias: Tensor | None = None,
-        *,
-        format: str = "base3",
-        activation_bits: int | None = None,
-        group_size: int | None = None,
-    ) -> Self:
-        """A packed layer from int8 ``codes`` [k, rows, cols] of -1, 0 and +1 and ``scales``
-        [k, rows or 1, groups], float32 or float16."""
-        k = 1 if codes.dim() == 2 else codes.shape[0]
-        return cls._from_codes(
-            codes, scales, bias, format, k=k, activation_bits=activation_bits, group_size=group_size
-        )
+    def _options_for(cls, components: int) -> dict[str, Any]:
+        return {"k": components}
 
     def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
         return quantize_k_ternary(

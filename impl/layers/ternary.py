@@ -67,23 +67,6 @@ class BitLinear(QuantizedLinear):
             linear, pack=pack, rule=rule or ("optimal" if pack else "absmean"), **options
         )
 
-    @classmethod
-    def from_codes(
-        cls,
-        codes: Tensor,
-        scales: Tensor,
-        bias: Tensor | None = None,
-        *,
-        format: str = "base3",
-        activation_bits: int | None = None,
-        group_size: int | None = None,
-    ) -> Self:
-        """A packed layer from int8 ``codes`` [rows, cols] (or [1, rows, cols]) of -1, 0 and +1 and
-        ``scales`` [1, rows or 1, groups], float32 or float16."""
-        return cls._from_codes(
-            codes, scales, bias, format, activation_bits=activation_bits, group_size=group_size
-        )
-
     def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
         return quantize_ternary(
             weight, rule=self.rule, scale=self.scale, group_size=self.group_size, check_finite=final

@@ -7,6 +7,7 @@ A call costs about what ``nn.Linear`` costs before its arithmetic: the weight is
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 
 import torch
@@ -22,9 +23,11 @@ LAYOUT_V1 = 1
 #: Dtypes of activations, outputs and bias that the kernels read and write (``bitimpl_dtype``).
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
-#: Float activations with more rows than this are served by decoding tiles of the weight and
-#: torch's own matrix product: from here on the arithmetic outweighs the bytes.
-MAX_FLOAT_ROWS = 8
+#: Float activations with more rows, times components, than this are served by decoding tiles of the
+#: weight and torch's own matrix product, whose arithmetic then makes up for the decoding. Measured on
+#: shapes from 64x192 to 2048x2048: at the limit the kernels of AVX-512 take half the time of the
+#: detour, the others as long.
+FLOAT_ROWS = {"avx512": 128, "avx2": 12, "portable": 2}
 
 #: Scratch kept for reuse by the next call; larger workspaces go back to torch's allocator.
 _KEPT_WORKSPACE = 1 << 20
@@ -84,6 +87,12 @@ def describe(weight: PackedWeight) -> native_library.Weight:
     )
 
 
+@functools.cache
+def most_float_rows(components: int, generation: int) -> int:  # noqa: ARG001 - the isa of a generation
+    """Rows of float activations up to which the kernels in use read the packed bytes themselves."""
+    return max(1, FLOAT_ROWS[native_library.isa()] // components)
+
+
 class PreparedLinear:
     """One packed weight and bias, described to the library once and called many times.
 
@@ -99,14 +108,13 @@ class PreparedLinear:
         "_codes_pointer",
         "_descriptor",
         "_float_bias",
-        "_kernel_key",
         "_library",
         "_scales_pointer",
+        "_served",
         "_weight_pointer",
         "_workspace",
         "activation_bits",
         "bias",
-        "kernel",
         "weight",
     )
 
@@ -129,9 +137,13 @@ class PreparedLinear:
                 )
             self._bias_pointer = bias.data_ptr()
             self._bias_dtype = DTYPES[bias.dtype]
-        self._workspace = (-1, -1, 0)  # rows, instruction set generation, bytes
-        self._kernel_key: tuple[int, torch.dtype, int] | None = None
-        self.kernel = ""
+        self._workspace = (-1, -1, -1, 0)  # rows, instruction set generation, threads, bytes
+        self._served: tuple[int, int, str] = (-1, -1, "")  # rows, generation, name of the kernel
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel that served the last call; "" before the first."""
+        return self._served[2]
 
     def matches(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> bool:
         """Whether these are the tensors, at the addresses, that were described."""
@@ -153,7 +165,8 @@ class PreparedLinear:
         weight = self.weight
         cols = weight.cols
         rows = x.numel() // cols
-        if self.activation_bits is None and rows > MAX_FLOAT_ROWS:
+        generation = native_library.isa_generation
+        if self.activation_bits is None and rows > most_float_rows(weight.components, generation):
             return self._by_tiles(x)
         y = x.new_empty((*x.shape[:-1], weight.rows))
         if rows == 0:
@@ -165,13 +178,13 @@ class PreparedLinear:
             if x.stride(1) != 1 or row_stride < cols:
                 x = x.contiguous()
                 row_stride = cols
-        generation = native_library.isa_generation
-        known_rows, known_generation, size = self._workspace
-        if known_rows != rows or known_generation != generation:
+        threads = torch.get_num_threads()
+        known_rows, known_generation, known_threads, size = self._workspace
+        if known_rows != rows or known_generation != generation or known_threads != threads:
             size = self._library.linear_workspace(self._weight_pointer, rows, self._activation)
             if size < 0:
                 raise self._library.failed(f"{weight.format} weights, activation_bits={self.activation_bits}")
-            self._workspace = (rows, generation, size)
+            self._workspace = (rows, generation, threads, size)
         try:
             frame = _frames.pop()
         except IndexError:
@@ -193,11 +206,12 @@ class PreparedLinear:
         _frames.append(frame)
         if status != 0:
             raise self._library.failed(operator_of(weight.format))
-        key = (rows, x.dtype, generation)
-        if key != self._kernel_key:
-            self.kernel = self._library.last_kernel().decode()
-            self._kernel_key = key
-        record_kernel(self.kernel)
+        # One tuple, read and replaced whole: threads may call with other numbers of rows.
+        known_rows, known_generation, kernel = self._served
+        if known_rows != rows or known_generation != generation:
+            kernel = self._library.last_kernel().decode()
+            self._served = (rows, generation, kernel)
+        record_kernel(kernel)
         return y
 
     def _by_tiles(self, x: Tensor) -> Tensor:
@@ -214,9 +228,9 @@ class PreparedLinear:
                 torch.mm(flat, part.t(), out=y[:, begin:end])
             if self.bias is not None:
                 y += self.bias
-        self.kernel = kernel_name(weight, None, f"decode+mm/{native_library.isa()}")
-        self._kernel_key = None
-        record_kernel(self.kernel)
+        kernel = kernel_name(weight, None, f"decode+mm/{native_library.isa()}")
+        self._served = (-1, -1, kernel)
+        record_kernel(kernel)
         return y.to(x.dtype).view(*x.shape[:-1], weight.rows)
 
     def _dequantize_into(self, out: Tensor, begin: int, end: int) -> None:

@@ -52,6 +52,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "isa": (ctypes.c_char_p, ()),
     "select_isa": (ctypes.c_int, (ctypes.c_char_p,)),
     "threads": (ctypes.c_int, ()),
+    "read": (ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_int64)),
     "last_kernel": (ctypes.c_char_p, ()),
     "dequantize": (
         ctypes.c_int,
@@ -186,8 +187,12 @@ def supported_isas() -> tuple[str, ...]:
 
 
 def isa() -> str:
-    """The instruction set in use. Raises NativeError where there is no library."""
-    name: str = require().function("isa")().decode()
+    """The instruction set in use. Raises NativeError where there is no library, or where
+    ``BITIMPL_ISA`` names one that this machine or build lacks."""
+    library = require()
+    name: str = library.function("isa")().decode()
+    if not name:
+        raise library.failed("no instruction set is in use")
     return name
 
 
@@ -207,3 +212,10 @@ def threads() -> int:
     """Threads the next call may use. Raises NativeError where there is no library."""
     count: int = require().function("threads")()
     return count
+
+
+def read_bytes(address: int, count: int) -> int:
+    """Read ``count`` bytes at ``address`` with all threads and return the exclusive or of their
+    64-bit words: to measure memory bandwidth with. Raises NativeError where there is no library."""
+    words: int = require().function("read")(address, count)
+    return words

@@ -135,6 +135,11 @@ class PackedWeight:
             )
         if self.scales.dtype not in _SCALE_DTYPES:
             raise TypeError(f"scales must be float32 or float16, got {self.scales.dtype}")
+        if self.scales.device != self.codes.device:
+            raise ValueError(
+                f"the codes are on {self.codes.device}, their scales on {self.scales.device}: "
+                "move one with .to()"
+            )
         if self.codes.dtype != torch.uint8:
             raise TypeError(f"packed codes must be uint8, got {self.codes.dtype}")
         if tuple(self.codes.shape) != (header.codes_bytes,):

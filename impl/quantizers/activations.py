@@ -15,7 +15,6 @@ _FLOOR = 1e-5
 
 SIGN_WINDOW = 2.0
 """1-bit activations pass their gradient where |x| is at most so many times the row's mean|x|."""
-"""The gradient of a sign activation passes where |x| <= SIGN_WINDOW * mean|x|."""
 
 
 def check_activation_bits(bits: int) -> int:

@@ -151,6 +151,13 @@ def test_strictness_is_that_of_load_state_dict(tmp_path):
         checkpoint.load(BitLinear(8, 5), path, strict=False)
 
 
+def test_a_saved_file_has_the_permissions_of_a_new_file(tmp_path):
+    checkpoint.save(BitLinear(8, 4), tmp_path / "m.safetensors")
+    (tmp_path / "plain").write_bytes(b"")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "m.safetensors"
     checkpoint.save(BitLinear(8, 4), path)

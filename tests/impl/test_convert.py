@@ -150,7 +150,7 @@ def test_subclasses_are_left_alone_and_reported():
 
 def test_layers_with_hooks_are_left_alone_and_reported():
     model = nn.Sequential(nn.Linear(4, 4))
-    model[0].register_forward_hook(lambda module, args, output: output * 2)  # noqa: ARG005
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
     with pytest.warns(UserWarning, match="hooks"):
         convert_linear_to_bitlinear(model)
     assert type(model[0]) is nn.Linear
@@ -254,3 +254,16 @@ def test_memory_falls_by_the_ratio_of_the_format():
     tensors = [*model.parameters(), *model.buffers()]
     after = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
     assert before / after == pytest.approx(4e6 / (200_000 + 4_000 + 64), rel=1e-9)
+
+
+def test_what_cannot_be_converted_is_named_and_nothing_is_replaced():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).double())
+    with pytest.raises(TypeError, match=r"^1: dtype must be .* got torch\.float64"):
+        convert_linear_to_bitlinear(model)
+    with pytest.raises(TypeError, match=r"^0: .*unexpected keyword argument 'rul'"):
+        convert_linear_to_bitlinear(model, rul="twn")
+    with pytest.raises(TypeError, match=r"layer must be a class such as impl\.BitLinear"):
+        convert_linear_to_bitlinear(model, layer="binary")
+    with pytest.raises(TypeError, match=r"module must be an nn\.Module, got Tensor"):
+        convert_linear_to_bitlinear(torch.ones(2))
+    assert all(type(layer) is nn.Linear for layer in model)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from importlib import metadata
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,11 +103,43 @@ def test_several_tiles_of_float_activations(monkeypatch):
     for format in ("binary", "two_bit", "base3"):
         weight = random_weight(format, 2, 75, 50, None, True, 0)
         assert len(list(tiles.row_tiles(weight))) > 2
-        x = torch.randn(12, 50)
+        x = torch.randn(calls.FLOAT_ROWS[native.isa()] + 1, 50)
         python = getattr(functional, f"{native.operator_of(format)}_python")
         expected = python(x, weight, torch.ones(75), None)
         torch.testing.assert_close(native.linear(x, weight, torch.ones(75), None), expected)
         assert "decode+mm" in native.last_kernel()
+
+
+@needs_library
+def test_few_rows_of_float_activations_are_served_from_the_packed_bytes():
+    x = torch.randn(200, 64)
+    for isa in native.supported_isas():
+        native.select_isa(isa)
+        try:
+            for components in (1, 3, 16):
+                weight = random_weight("base3", components, 40, 64, None, True, 0)
+                most = max(1, calls.FLOAT_ROWS[isa] // components)
+                expected = functional.ternary_linear_python(x, weight, None, None)
+                for rows, kernel in ((most, "gem"), (most + 1, "decode+mm")):
+                    y = native.linear(x[:rows], weight, None, None)
+                    torch.testing.assert_close(y, expected[:rows], rtol=1e-5, atol=1e-4)
+                    assert native.last_kernel().split("/")[3].startswith(kernel)
+        finally:
+            native.select_isa(None)
+
+
+@needs_library
+def test_prepared_calls_notice_a_change_of_threads():
+    call = native.PreparedLinear(random_weight("base3", 1, 40, 64, None, True, 0), None, 8)
+    before, sizes = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            call(torch.randn(3, 64))
+            sizes.append(call._workspace[-1])
+    finally:
+        torch.set_num_threads(before)
+    assert sizes[0] == sizes[2] < sizes[1]
 
 
 @needs_library
@@ -279,6 +312,15 @@ def test_an_unknown_isa_in_the_environment_is_an_error_not_a_fallback():
     code, _, error = run(CALL, BITIMPL_LIBRARY_PATH=path, BITIMPL_ISA="mmx")
     assert code != 0
     assert "mmx" in error
+    many = CALL.replace(", activation_bits=8", "").replace("torch.ones(1, 16)", "torch.ones(500, 16)")
+    code, _, error = run(many, BITIMPL_LIBRARY_PATH=path, BITIMPL_ISA="mmx")
+    assert code != 0
+    assert "BITIMPL_ISA=mmx is not usable here" in error
+    tell = "import impl; c = impl.capabilities(); print(c.isa, {k.isa for k in c.kernels}, c.why_not)"
+    code, out, _ = run(tell, BITIMPL_LIBRARY_PATH=path, BITIMPL_ISA="mmx")
+    assert code == 0
+    assert out.startswith("None {'torch'} ")
+    assert "BITIMPL_ISA=mmx is not usable here" in out
     worst = native.supported_isas()[-1]
     code, out, _ = run(CALL, BITIMPL_LIBRARY_PATH=path, BITIMPL_ISA=worst)
     assert code == 0
@@ -294,7 +336,7 @@ def test_capabilities_are_plain_data():
     found = capabilities()
     plain = found.as_dict()
     assert json.loads(json.dumps(plain)) == plain
-    assert (found.library is None) == bool(found.why_not)
+    assert (found.isa is None) == bool(found.why_not)
     served = {(k.operator, k.format, k.activation, k.device, k.isa) for k in found.kernels}
     assert ("ternary_linear", "base3", "int8", "cpu", "torch") in served
     assert ("binary_linear", "binary", "sign", "cpu", "torch") in served
@@ -316,3 +358,11 @@ def test_every_kernel_named_in_capabilities_runs():
             native.select_isa(None)
         assert native.last_kernel().startswith(f"{kernel.operator}/{kernel.format}/{kernel.activation}")
         assert native.last_kernel().endswith(kernel.isa)
+
+
+@needs_library
+@pytest.mark.parametrize("count", [1, 7, 8, 63, 64, 65, 4096, 1_000_003])
+def test_read_bytes_reads_every_byte(count: int) -> None:
+    data = torch.randint(0, 256, (count,), dtype=torch.uint8)
+    padded = torch.cat([data, data.new_zeros(-count % 8)]).numpy().view("<u8")
+    assert native.read_bytes(data.data_ptr(), count) == int(np.bitwise_xor.reduce(padded))

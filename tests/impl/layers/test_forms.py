@@ -264,6 +264,29 @@ def test_the_latent_weight_is_named_where_a_packed_layer_is_asked_for_it():
         build(BitLinear, {}).packed_weight  # noqa: B018
 
 
+def test_frozen_weights_stay_frozen():
+    for trainable in (True, False):
+        linear = nn.Linear(16, 8)
+        linear.weight.requires_grad_(trainable)
+        layer = BitLinear.from_linear(linear)
+        assert copy.deepcopy(layer).unpack().weight.requires_grad is trainable
+        layer = BitLinear(16, 8)
+        layer.weight.requires_grad_(trainable)
+        state = layer.state_dict()
+        layer.pack().load_state_dict(state)
+        assert layer.weight.requires_grad is trainable
+
+
+def test_from_codes_of_the_wrong_kind_are_refused():
+    codes, scales = torch.zeros(3, 8, 8, dtype=torch.int8), torch.ones(3, 8, 1)
+    with pytest.raises(ValueError, match="one component, the codes have 3: use MultiTernaryLinear"):
+        BitLinear.from_codes(codes, scales)
+    with pytest.raises(TypeError, match=r"codes must be a torch\.Tensor, got list"):
+        MultiTernaryLinear.from_codes([1], scales)
+    with pytest.raises(ValueError, match="the codes are on cpu, their scales on meta"):
+        MultiTernaryLinear.from_codes(codes, scales.to("meta"))
+
+
 def test_from_codes():
     codes = torch.randint(-1, 2, (2, 11, 20), dtype=torch.int8)
     scales = torch.rand(2, 11, 3)

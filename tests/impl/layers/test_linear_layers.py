@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -212,6 +213,14 @@ def test_training_lowers_the_loss_and_survives_packing(cls):
         (lambda: BitLinear(4, 4, rule="absmin"), ValueError, "rule"),
         (lambda: BitLinear(4, 4, activation_bits=1), ValueError, "activation_bits=1"),
         (lambda: BitLinear(4, 4, activation_bits=4), ValueError, "activation_bits=4"),
+        (
+            lambda: BinaryLinear(4, 4, activation_bits=True),
+            TypeError,
+            "activation_bits must be an int or None",
+        ),
+        (lambda: BitLinear(4, 4, activation_bits=8.0), TypeError, "got 8.0 \\(float\\)"),
+        (lambda: BitLinear(True, 4), TypeError, "in_features must be an integer"),
+        (lambda: BitLinear(4, 4, dtype=torch.float64), TypeError, r"with \.float\(\) first"),
         (lambda: BitLinear(4, 4, group_size=12), ValueError, "multiple of 8"),
         (lambda: BinaryLinear(4, 4, scale="column"), ValueError, "unknown scale 'column'"),
         (lambda: BinaryLinear(4, 4, scale=None), ValueError, "unknown scale None"),
@@ -244,6 +253,28 @@ def test_wrong_input_says_what_is_wrong(packed, x, error, message):
     for context in (torch.enable_grad(), torch.no_grad()):
         with context, pytest.raises(error, match=message):
             layer(x)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_numpy_integers_are_integers(cls):
+    layer = cls(np.int64(8), np.int32(4)).pack()
+    assert type(layer.in_features) is type(layer.out_features) is int
+    assert layer(torch.ones(2, 8)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_either_form_takes_inputs_of_another_dtype_than_the_weight(cls, dtype):
+    layer = cls(24, 10)
+    x = torch.randn(3, 24, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == dtype
+    assert layer.weight.grad.dtype == torch.float32
+    packed = layer.pack()(x)
+    assert packed.dtype == dtype
+    if cls is not MultiTernaryLinear:  # packing refits its components
+        torch.testing.assert_close(packed, y, rtol=2e-2, atol=2e-2)
 
 
 def test_input_on_another_device_is_named():

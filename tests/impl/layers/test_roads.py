@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd import forward_ad
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear, functional, native
 
@@ -127,6 +128,12 @@ def test_meta_device(cls, options):
     assert real.to("meta").codes.is_meta
 
 
+@pytest.mark.parametrize(("cls", "options"), LAYERS)
+def test_a_packed_meta_layer_given_memory_has_its_header(cls, options):
+    layer = cls(40, 26, device="meta", **options).pack().to_empty(device="cpu")
+    assert torch.equal(layer.packing, build(cls, options, packed=True).packing)
+
+
 def test_meta_pack_of_a_scale_per_tensor():
     layer = BitLinear(40, 26, rule="absmean", device="meta").pack()
     assert layer.scales.shape == BitLinear(40, 26, rule="absmean").pack().scales.shape == (1, 1, 1)
@@ -219,6 +226,34 @@ def test_transforms_see_the_operator_not_the_memory():
         assert torch.equal(layer(x), expected)
         batched = torch.func.vmap(layer)(torch.stack([x, -x]))
         assert torch.equal(batched, torch.stack([layer(x), layer(-x)]))
+
+
+def test_lazily_negated_inputs_are_read_with_their_sign():
+    layer = build(BitLinear, {"activation_bits": 8}, packed=True)
+    x = torch._neg_view(torch.randn(3, 40))
+    assert x.is_neg()
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer(x.resolve_neg()))
+
+
+def test_derivatives_that_a_packed_layer_lacks_are_refused_not_zero():
+    packed = build(BitLinear, {}, packed=True)
+    x, v = torch.randn(3, 40), torch.randn(3, 40)
+    for trainable in (True, False):
+        packed.requires_grad_(trainable)
+        with pytest.raises(RuntimeError, match="backward"):
+            torch.func.jvp(packed, (x,), (v,))
+        with pytest.raises(RuntimeError, match="backward"):
+            torch.func.grad(lambda x: packed(x).sum())(x)
+        with forward_ad.dual_level():
+            with pytest.raises(RuntimeError, match="backward"):
+                packed(forward_ad.make_dual(x, v))
+            with torch.no_grad():
+                assert packed(x).shape == (3, 26)
+    latent = packed.unpack()
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(latent, (x,), (v,))
+        torch.testing.assert_close(tangent, v @ latent.dequantize().T)
 
 
 def test_inference_mode():
