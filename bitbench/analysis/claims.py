@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from bitbench.analysis.statistics import Estimate, Series
+from bitbench.analysis.statistics import Estimate, Series, replicates
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.analysis.verdicts import JUDGE_CONFIDENCE
 from bitbench.errors import Exit
@@ -79,8 +79,8 @@ def evaluate_claim(claim: Claim, summary: Summary) -> ClaimResult:
     -----
     *pass* needs the whole 99 % interval on the right side of the bound, *fail* the whole interval
     on the wrong side; an interval across the bound is *inconclusive*, and so is a value without
-    one. Counted figures (bytes) are compared as they are. All matching cases must hold. No
-    matching case means *not evaluated*, never *pass*.
+    one (too few replicates). Counted figures (bytes) are compared as they are. All matching cases
+    must hold. No matching case means *not evaluated*, never *pass*.
     """
     cases = _matching(claim, summary)
     if not cases:
@@ -158,7 +158,7 @@ def _margin(claim: Claim, value: Estimate | None) -> float:
 
 def _matching(claim: Claim, summary: Summary) -> list[CaseSummary]:
     """Cases that the claim is about: those selected that carry its metric, or would have."""
-    selected = [case for case in summary.cases if _selects(claim.where, case)]
+    selected = [case for case in summary.cases if selects(claim.where, case.case)]
     kinds = {_kind_of_case(case) for case in summary.cases if case.ok and claim.metric in case.series}
     return [
         case
@@ -184,10 +184,6 @@ def _could(claim: Claim, case: CaseSummary) -> bool:
     if claim.metric.startswith("training."):
         return case.case.workload == "pretrain"
     return case.case.phase == "timed"
-
-
-def _selects(where: Mapping[str, Any], case: CaseSummary) -> bool:
-    return selects(where, layer=case.case.layer, workload=case.case.workload, params=case.case.params)
 
 
 def _evidence(claim: Claim, case: CaseSummary, summary: Summary) -> Evidence:
@@ -223,7 +219,7 @@ def _judge(claim: Claim, series: Series | None, quick: bool, answer: Callable[..
         return answer(ClaimStatus.NOT_EVALUATED, "a quick run judges nothing that is measured", value)
     bounds = value.bounds
     if bounds is None:
-        return answer(ClaimStatus.INCONCLUSIVE, f"{value.n} replicate gives no interval", value)
+        return answer(ClaimStatus.INCONCLUSIVE, f"{replicates(value.n)} no interval", value)
     low, high = _limits(claim)
     if bounds[0] >= low and bounds[1] <= high:
         return answer(ClaimStatus.PASS, "", value)

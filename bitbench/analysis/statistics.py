@@ -18,6 +18,11 @@ from typing import Literal
 DISPLAY_CONFIDENCE = 0.95
 """Level of the intervals that are printed."""
 
+MIN_REPLICATES = 3
+"""Replicates below which no interval is given. Two leave one degree of freedom: Student's quantile is
+then 12.7 at 95 % and 63.7 at 99 %, and two launches 30 % apart give bounds that differ by orders of
+magnitude. Such an interval tells a reader nothing; the two values themselves do."""
+
 Scale = Literal["log", "linear", "exact"]
 
 
@@ -33,6 +38,9 @@ class Estimate:
     confidence: float = DISPLAY_CONFIDENCE
     exact: bool = False
     """Counted, not measured: it needs no interval."""
+    least: float | None = None
+    most: float | None = None
+    """Smallest and largest replicate where there are several, yet too few for an interval."""
 
     @property
     def has_interval(self) -> bool:
@@ -101,7 +109,7 @@ def launch_latency(samples_ns: Sequence[int], calls: int) -> float:
 
 
 def linear_mean(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE) -> Estimate:
-    """Arithmetic mean with a Student interval; no interval from a single replicate.
+    """Arithmetic mean with a Student interval, or below :data:`MIN_REPLICATES` with the range.
 
     Notes
     -----
@@ -111,7 +119,10 @@ def linear_mean(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE)
     """
     n = len(values)
     mean = math.fsum(values) / n
-    if n < 2 or not math.isfinite(mean):
+    if n < MIN_REPLICATES:
+        least, most = (min(values), max(values)) if n > 1 else (None, None)
+        return Estimate(mean, n=n, confidence=confidence, least=least, most=most)
+    if not math.isfinite(mean):
         return Estimate(mean, n=n, confidence=confidence)
     half = student_quantile((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n, confidence)
@@ -126,9 +137,20 @@ def log_mean(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE) ->
     is then the mirror image of the interval of its inverse, and no bound can be negative.
     """
     logs = linear_mean([math.log(value) for value in values], confidence)
-    if logs.low is None or logs.high is None:
-        return Estimate(_exp(logs.value), n=logs.n, confidence=confidence)
-    return Estimate(_exp(logs.value), _exp(logs.low), _exp(logs.high), logs.n, confidence)
+    return Estimate(
+        value=_exp(logs.value),
+        low=None if logs.low is None else _exp(logs.low),
+        high=None if logs.high is None else _exp(logs.high),
+        n=logs.n,
+        confidence=confidence,
+        least=None if logs.least is None else min(values),
+        most=None if logs.most is None else max(values),
+    )
+
+
+def replicates(n: int) -> str:
+    """``1 replicate gives``, ``2 replicates give``: the start of a reason."""
+    return "1 replicate gives" if n == 1 else f"{n} replicates give"
 
 
 def _exp(x: float) -> float:

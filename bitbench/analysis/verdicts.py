@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bitbench.analysis.statistics import Estimate, Series
+from bitbench.analysis.statistics import Estimate, Series, replicates
 
 JUDGE_CONFIDENCE = 0.99
 """Level of every decision. A report holds a few hundred comparisons: at 95 % several would be
@@ -53,11 +53,11 @@ def judge(speedup: Series, against: str) -> Verdict:
     With the interval at 99 % and the minimum effect e: *faster* if it lies wholly above 1 + e,
     *slower* if wholly below 1 / (1 + e), *same* if wholly between the two (equivalence is shown,
     not assumed), else *inconclusive*. The bounds are reciprocal, so that swapping the two layers
-    swaps the words. One launch gives no interval and therefore no decision.
+    swaps the words. Fewer than three launches give no interval and therefore no decision.
     """
     effect = speedup.estimate(JUDGE_CONFIDENCE)
     if effect.low is None or effect.high is None:
-        return Verdict(Word.INCONCLUSIVE, against, "one launch gives no interval", effect)
+        return Verdict(Word.INCONCLUSIVE, against, f"{replicates(effect.n)} no interval", effect)
     upper = 1 + MINIMUM_EFFECT
     lower = 1 / upper
     if effect.low > upper:

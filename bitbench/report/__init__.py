@@ -37,7 +37,7 @@ def write(run_dir: Path, reports_dir: Path) -> Path:
     except OSError as error:
         raise UserError(
             f"cannot write the report to {folder}: {error.strerror}",
-            "choose another place with --reports DIR",
+            f"the run is kept; choose another place: bitbench report {run_dir} --reports DIR",
         ) from error
     return folder
 

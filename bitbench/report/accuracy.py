@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from bitbench.analysis.summary import CaseSummary, Summary, summarise
 from bitbench.errors import UserError
 from bitbench.report.overview import describe_layer, ledger_case
-from bitbench.report.tables import Cell, Column, Figure, Section, Table, absent, figure_cell, name_cell
+from bitbench.report.tables import (
+    Cell,
+    Column,
+    Figure,
+    Section,
+    Table,
+    absent,
+    figure_cell,
+    name_cell,
+    without_empty,
+)
 from bitbench.store.reader import latest_run, load_run
 
 FLOAT_NOTE = (
@@ -141,7 +151,8 @@ def training_table(summary: Summary, table_id: str) -> Table | None:
                 figure_cell(case.value("training.seconds"), "s", case=case.case.id),
             ]
         )
-    return Table(table_id, "Bits per byte after quantisation-aware training", columns, rows, filterable=True)
+    title = "Bits per byte after quantisation-aware training"
+    return without_empty(Table(table_id, title, columns, rows, filterable=True))
 
 
 def _against(case: CaseSummary, summary: Summary) -> Cell:

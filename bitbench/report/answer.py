@@ -49,7 +49,10 @@ def caveats(summary: Summary) -> list[str]:
     """What a reader must know before believing the answer."""
     notes = []
     if summary.quick:
-        notes.append("Quick run: few launches, figures are indications, no verdicts.")
+        notes.append(
+            "Quick run: figures are indications without verdicts. Two launches give no interval; "
+            "`n=2: a to b` are the two values."
+        )
     failed = [case for case in summary.cases if not case.ok]
     if failed:
         notes.append(f"{len(failed)} of {len(summary.cases)} cases have no result; see Failures.")
@@ -64,7 +67,7 @@ def _memory(summary: Summary, layer: str) -> str:
     if case is None or (ratio := case.value("memory.weight_ratio")) is None:
         return ""
     bound = format_bound(case)
-    text = f"Packed `{layer}` weights take {estimate(ratio, 'x')} less memory than fp32, scales included"
+    text = f"Packed `{layer}` weights take **{estimate(ratio, 'x')} less memory than fp32**, scales included"
     if bound is not None:
         text += f" (the format allows {plain(bound, 3)}x)"
     shape = ledger_shape(summary)
@@ -111,7 +114,8 @@ def _speed(summary: Summary, layer: str) -> str:
 def _phrase(point: Point, total: Total, *, judged: bool) -> str:
     speedup = total.speedup.estimate() if total.speedup is not None else None
     word = f" ({total.verdict.word.value})" if judged and total.verdict is not None else ""
-    return f"{with_interval(speedup, 'x')}{word} at M={point[0]} {point[1]}"
+    value, _, rest = with_interval(speedup, "x").partition(" ")
+    return f"**{value}**{f' {rest}' if rest else ''}{word} at M={point[0]} {point[1]}"
 
 
 def _decode(summary: Summary, layer: str) -> str:
@@ -120,7 +124,7 @@ def _decode(summary: Summary, layer: str) -> str:
         return ""
     text = (
         f"The whole {case.case.params.get('model', 'model')} model decodes "
-        f"{estimate(case.value('decode.tokens_per_second'))} tokens/s with it"
+        f"**{estimate(case.value('decode.tokens_per_second'))} tokens/s** with it"
     )
     if (speedup := case.value("time.speedup")) is not None:
         text += f", {with_interval(speedup, 'x')} against `{summary.baseline}`"
@@ -144,11 +148,15 @@ def _accuracy(summary: Summary, layer: str) -> str:
         text += f"; the most accurate low-bit layer is `{best.case.layer}` with {_quality(best)}"
         if (ratio := best.value("quality.perplexity_ratio")) is not None:
             text += f" ({estimate(ratio, 'x')})"
+        ledger = ledger_case(summary, best.case.layer)
+        if ledger is not None and (saved := ledger.value("memory.weight_ratio")) is not None:
+            text += f", at {estimate(saved, 'x')} less memory than fp32"
     return text + "."
 
 
 def _quality(case: CaseSummary) -> str:
-    return with_interval(case.value("quality.perplexity"))
+    value, _, rest = with_interval(case.value("quality.perplexity")).partition(" ")
+    return f"**{value}** {rest}".strip()
 
 
 def _most_accurate(summary: Summary) -> CaseSummary | None:

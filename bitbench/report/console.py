@@ -32,27 +32,34 @@ def show(run_dir: Path, console: Console, report: Path | None = None) -> None:
     console.print(layer_table(summary))
     for note in caveats(summary):
         console.print(f"[yellow]note[/] {escape(note)}")
-    show_claims(evaluate(summary), console)
+    show_claims(evaluate(summary), console, grouped=True)
     console.print(f"samples  {run_dir}", soft_wrap=True, highlight=False, markup=False)
     if report is not None:
         console.print(f"report   {report / 'index.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
-def show_claims(results: Sequence[ClaimResult], console: Console) -> None:
-    """A claim a line: verdict, id, what was measured, the bound; below it why it does not pass."""
+def show_claims(results: Sequence[ClaimResult], console: Console, *, grouped: bool = False) -> None:
+    """A claim a line: verdict, id, what was measured, the bound; below it why it does not pass.
+    ``grouped``: those that a quick run leaves open share one line."""
     if not results:
         console.print("The suite makes no claims.")
         return
+    left_open = [result for result in results if grouped and result.excused]
     grid = Table(title="Claims", title_justify="left", box=None, pad_edge=False, show_header=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for result in results:
+        if result in left_open:
+            continue
         style = _CLAIM_STYLE.get(result.status, "dim")
         gate = " (gating)" if result.claim.gating else ""
         text = f"{result.claim.id}{gate}: {_measured(result)}{describe_bound(result.claim)}"
         if result.reason and result.status is not ClaimStatus.PASS:
             text += f"\n{result.reason}"
         grid.add_row(f"[{style}]{result.status.value}[/]", escape(text))
+    if left_open:
+        ids = ", ".join(result.claim.id for result in left_open)
+        grid.add_row("[dim]not evaluated[/]", escape(f"{len(left_open)} left open by a quick run: {ids}"))
     console.print(grid, highlight=False)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bitbench.analysis.claims import ClaimResult, ClaimStatus, describe_bound, describe_where, evaluate
 from bitbench.analysis.summary import Summary, summarise
+from bitbench.analysis.verdicts import JUDGE_CONFIDENCE
 from bitbench.report.accuracy import accuracy, training
 from bitbench.report.answer import QUESTION, answer, caveats
 from bitbench.report.memory import memory
-from bitbench.report.numbers import with_interval
+from bitbench.report.numbers import percent, with_interval
 from bitbench.report.overview import overview
 from bitbench.report.provenance import environment, every_case, failures, how_to_read, machine
 from bitbench.report.speed import decode, speed
@@ -34,7 +36,12 @@ class ReportContext:
     question: str
     answer: list[str]
     caveats: list[str]
+    tally: str
+    """How many claims pass, fail and stay open; empty without claims."""
     claims: Table | None
+    """Claims that this run judges."""
+    unjudged: Table | None
+    """Claims that a quick run leaves open because it measures too little."""
     sections: list[Section]
     version: str
 
@@ -48,6 +55,8 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
     """As :func:`build`, from a summary already made."""
     drawn = figures or {}
     info = summary.run.info
+    results = evaluate(summary)
+    unjudged = [result for result in results if result.excused]
     wanted = [
         overview(summary),
         memory(summary, drawn.get("memory", ())),
@@ -69,7 +78,11 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
         question=QUESTION,
         answer=answer(summary),
         caveats=caveats(summary),
-        claims=claims_table(evaluate(summary)),
+        tally=tally(results),
+        claims=claims_table([result for result in results if not result.excused]),
+        unjudged=claims_table(
+            unjudged, "claims-unjudged", f"{counted(len(unjudged))} that a quick run leaves open"
+        ),
         sections=[section for section in wanted if section is not None],
         version=info.code.bitbench,
     )
@@ -84,7 +97,28 @@ def _readable(created: str) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if moment.tzinfo else created
 
 
-def claims_table(results: Sequence[ClaimResult]) -> Table | None:
+def counted(claims: int) -> str:
+    return "1 claim" if claims == 1 else f"{claims} claims"
+
+
+def tally(results: Sequence[ClaimResult]) -> str:
+    """``16 claims: 4 pass, 1 fail, 11 not evaluated (a quick run leaves 11 open).`` Failed gating
+    claims are named."""
+    if not results:
+        return ""
+    found = Counter(result.status for result in results)
+    parts = [f"**{found[status]} {status.value}**" for status in ClaimStatus if found[status]]
+    text = f"{counted(len(results)).capitalize()}: {', '.join(parts)}"
+    if excused := sum(result.excused for result in results):
+        text += f" ({excused} left open by a quick run)"
+    if gates := [f"`{result.claim.id}`" for result in results if result.turns_exit_code]:
+        text += f"; gating and not held: {', '.join(gates)}"
+    return f"{text}."
+
+
+def claims_table(
+    results: Sequence[ClaimResult], table_id: str = "claims", title: str = "Claims"
+) -> Table | None:
     """Claims with their verdicts and the case that decided each; None without claims."""
     if not results:
         return None
@@ -92,10 +126,14 @@ def claims_table(results: Sequence[ClaimResult]) -> Table | None:
         Column("Verdict", numeric=False),
         Column("Claim", numeric=False),
         Column("Bound", numeric=False),
-        Column("Measured", "in the case that decides, with its 99 % interval", numeric=False),
+        Column(
+            "Measured",
+            f"in the case that decides, with its {percent(JUDGE_CONFIDENCE)} interval",
+            numeric=False,
+        ),
         Column("Cases", "cases that the claim is about"),
     ]
-    return Table("claims", "Claims", columns, [_claim_row(result) for result in results])
+    return Table(table_id, title, columns, [_claim_row(result) for result in results])
 
 
 def _claim_row(result: ClaimResult) -> list[Cell]:

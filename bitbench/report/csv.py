@@ -10,8 +10,8 @@ from bitbench.store.metrics import METRICS
 
 _HEAD = ["run", "case", "workload", "layer", "status"]
 _TAIL = [
-    *("metric", "value", "low", "high", "confidence", "unit", "n", "replicate", "verdict", "against"),
-    *("kernel", "reason"),
+    *("metric", "value", "low", "high", "confidence", "least", "most", "unit", "n", "replicate"),
+    *("verdict", "against", "kernel", "reason"),
 ]
 _VERDICTS = {"time.speedup": "verdict", "time.speedup_best_float": "verdict_best_float"}
 
@@ -39,7 +39,7 @@ def _rows(case: CaseSummary, summary: Summary) -> list[dict[str, Any]]:
         "reason": case.reason,
     }
     rows = []
-    for metric in case.series:
+    for metric, series in case.series.items():
         found = case.value(metric)
         if found is None:
             continue
@@ -52,6 +52,8 @@ def _rows(case: CaseSummary, summary: Summary) -> list[dict[str, Any]]:
                 "low": found.low,
                 "high": found.high,
                 "confidence": found.confidence if found.has_interval else None,
+                "least": min(series.values.values()),
+                "most": max(series.values.values()),
                 "unit": METRICS[metric].unit,
                 "n": found.n,
                 "replicate": "exact" if found.exact else case.case.replicate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import tabulate
@@ -14,8 +15,48 @@ _SPECIAL = re.compile(r"([\\`*|~]|\](?=[(\[:]))")
 """What starts markup inside a line; a bracket only before what would make it a link."""
 
 
+LIMIT = 65_536
+"""Characters that a pull request takes."""
+_KEPT = ("overview", "failures")
+"""Sections whose tables stay whatever their length: the answer, and what is missing from it."""
+
+
 def render(context: ReportContext) -> str:
-    """The report without plots and without the table of every case."""
+    """The report without plots and without the table of every case.
+
+    Where it would be longer than :data:`LIMIT`, the longest folded tables are replaced by a line
+    that says where they are, until it fits.
+    """
+    text = _render(context)
+    while len(text) > LIMIT:
+        found = [
+            data
+            for section in context.sections
+            for data in section.tables
+            if section.id not in _KEPT and not data.html_only
+        ]
+        if not found:
+            break
+        context = _without(context, max(found, key=lambda data: len(table(data))).id)
+        text = _render(context)
+    return text
+
+
+def _without(context: ReportContext, table_id: str) -> ReportContext:
+    """The context with one table left to the HTML."""
+    sections = []
+    for section in context.sections:
+        prose, tables = list(section.prose), []
+        for data in section.tables:
+            if data.id == table_id:
+                prose.append(f"{data.title}: too long for a pull request; see `index.html` or `cases.csv`.")
+                data = replace(data, html_only=True)
+            tables.append(data)
+        sections.append(replace(section, prose=prose, tables=tables))
+    return replace(context, sections=sections)
+
+
+def _render(context: ReportContext) -> str:
     environment = Environment(
         loader=PackageLoader("bitbench.report"),
         autoescape=False,  # not HTML: the filters below escape what Markdown reads

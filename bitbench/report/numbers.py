@@ -51,10 +51,16 @@ def estimate(found: Estimate | None, unit: str = "") -> str:
 
 
 def interval(found: Estimate | None, unit: str = "") -> str:
-    """``[12.1, 12.6]`` in the unit :func:`estimate` chose; empty where there is none."""
-    if found is None or found.low is None or found.high is None:
+    """``[12.1, 12.6]`` in the unit :func:`estimate` chose. Where the replicates are too few for an
+    interval, their range, which looks different and says so: ``n=2: 12.1 to 12.6``. Empty where
+    there is neither."""
+    if found is None:
         return ""
     factor, _ = _scaled(found.value, unit)
+    if found.low is None or found.high is None:
+        if found.least is None or found.most is None:
+            return ""
+        return f"n={found.n}: {plain(found.least / factor)} to {plain(found.most / factor)}"
     if found.high > _WIDE * abs(found.value) or found.low < found.value / _WIDE:
         # Each bound by itself: on a common number of decimals one of them would be a row of digits.
         return f"[{plain(found.low / factor, 2)}, {plain(found.high / factor, 2)}]"
@@ -66,8 +72,11 @@ def interval(found: Estimate | None, unit: str = "") -> str:
 
 
 def with_interval(found: Estimate | None, unit: str = "") -> str:
-    """``12.3 µs [12.1, 12.6]``."""
-    return f"{estimate(found, unit)} {interval(found, unit)}".strip()
+    """``12.3 µs [12.1, 12.6]``, ``12.3 µs (n=2: 12.1 to 12.6)``."""
+    beside = interval(found, unit)
+    if found is not None and not found.has_interval and beside:
+        beside = f"({beside})"
+    return f"{estimate(found, unit)} {beside}".strip()
 
 
 def spread(found: Estimate | None) -> str:

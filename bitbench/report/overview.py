@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitbench.analysis.aggregate import Point, Total, common_shapes, linear_points, totals
 from bitbench.analysis.summary import CaseSummary, Summary
-from bitbench.report.numbers import estimate, interval, percent, plain, shape_text, spread
+from bitbench.report.numbers import ABSENT, estimate, interval, percent, plain, shape_text, spread
 from bitbench.report.tables import (
     Cell,
     Column,
@@ -20,17 +20,29 @@ from bitbench.report.tables import (
 _ORDER = ("dtype", "format", "k", "group_size", "rule", "activation_bits")
 _USUAL = {"scale": "row", "scale_dtype": "float32", "refit": True}
 """Settings that go without saying."""
+_WORDS = {
+    "dtype": "{}",
+    "format": "{}",
+    "group_size": "groups of {}",
+    "activation_bits": "{}-bit activations",
+}
 _SILENT = ("kind", "form", "ste")
 
 
 def describe_layer(spec: dict[str, object]) -> str:
-    """A layer's description on one line: ``ternary, format base3, activation_bits 8``."""
-    parts = [str(spec.get("kind", ""))]
+    """A layer's description on one line: ``ternary, base3, 8-bit activations``."""
+    parts = [str(spec.get("kind", "")).replace("_", "-")]
     if spec.get("form") == "training":
         parts.append("training form")
     told = [key for key in spec if key not in _SILENT and spec[key] not in (None, _USUAL.get(key))]
     told.sort(key=lambda key: (_ORDER.index(key) if key in _ORDER else len(_ORDER), key))
-    return ", ".join([*parts, *(f"{key} {spec[key]}" for key in told)])
+    return ", ".join([*parts, *(_told(key, spec[key]) for key in told)])
+
+
+def _told(key: str, value: object) -> str:
+    """``activation_bits``, 8 -> ``8-bit activations``; settings without words of their own by name."""
+    words = _WORDS.get(key)
+    return f"{key.replace('_', ' ')} {value}" if words is None else words.format(value)
 
 
 def ledger_shape(summary: Summary) -> list[int] | None:
@@ -65,11 +77,6 @@ def model_case(summary: Summary, layer: str) -> CaseSummary | None:
     return None
 
 
-def has_gpu(summary: Summary) -> bool:
-    """Whether the run measured on a GPU."""
-    return summary.run.info.environment.get("device") == "cuda"
-
-
 def mean_share(summary: Summary, layer: str, metric: str) -> float | None:
     """Plain mean of a share over a layer's timed cases."""
     found = [e.value for case in summary.select(layer=layer) if (e := case.value(metric)) is not None]
@@ -84,7 +91,6 @@ def overview(summary: Summary) -> Section:
     """Section ``overview``."""
     points = linear_points(summary)
     by_point = {point: totals(summary, point) for point in points}
-    device = "GPU" if has_gpu(summary) else "CPU"
     columns = [
         Column("Layer", "name in the suite, and what it is", numeric=False),
         Column("Bits per weight", "8 x (codes + scales) / number of weights"),
@@ -103,10 +109,11 @@ def overview(summary: Summary) -> Section:
         )
         for p in points
     ]
-    columns.append(Column(f"{device} use", f"mean {device} utilisation over timed cases"))
+    columns.append(
+        Column("CPU, GPU use", "processor time / (time x threads), and share of time a kernel ran on the GPU")
+    )
     rows = [
-        _row(summary, layer, [by_point[point].get(layer) for point in points], device)
-        for layer in summary.layers
+        _row(summary, layer, [by_point[point].get(layer) for point in points]) for layer in summary.layers
     ]
     used = {tuple(shape): None for point in points for shape in common_shapes(summary, point)}
     shapes = ", ".join(shape_text(shape) for shape in used)
@@ -116,23 +123,20 @@ def overview(summary: Summary) -> Section:
         note.append(
             f"Speed columns: one call of each shape that all layers were timed at ({shapes}), added up "
             f"within a launch; speed-up against `{summary.baseline}`, then time, then speed-up against the "
-            "fastest float layer. `hot`: weights in cache, `cold`: weights from memory. A layer that "
-            "failed at one of the shapes has no figure here."
+            "fastest float layer (vs float). `hot`: weights in cache, `cold`: weights from memory. A layer "
+            "that failed at one of the shapes has no figure here."
         )
     if counted is not None:
         note.append(f"Memory columns at {shape_text(counted)}; max: what the format allows before scales.")
-    if device == "CPU":
-        note.append("No GPU was measured: utilisation is that of the CPU.")
     table = Table("overview", "Every layer at a glance", columns, rows, " ".join(note), filterable=True)
     return Section("overview", "Overview", tables=[without_empty(table)])
 
 
-def _row(summary: Summary, layer: str, found: list[Total | None], device: str) -> list[Cell]:
+def _row(summary: Summary, layer: str, found: list[Total | None]) -> list[Cell]:
     ledger = ledger_case(summary, layer)
     model = model_case(summary, layer)
     decode = case_with(summary, "decode", layer, "decode.tokens_per_second")
     perplexity = case_with(summary, "perplexity", layer, "quality.perplexity")
-    use = mean_share(summary, layer, f"{device.lower()}.utilisation")
     return [
         name_cell(layer, describe_layer(summary.layers[layer])),
         _value(ledger, "memory.bits_per_weight"),
@@ -142,8 +146,19 @@ def _row(summary: Summary, layer: str, found: list[Total | None], device: str) -
         _perplexity(perplexity, summary, layer),
         _tokens(decode, summary, layer),
         *(_speed(total, layer, summary) for total in found),
-        absent() if use is None else Cell(percent(use), sort=use),
+        _use(summary, layer),
     ]
+
+
+def _use(summary: Summary, layer: str) -> Cell:
+    """Utilisation of both processors: what was not measured says n/a."""
+    cpu, gpu = (mean_share(summary, layer, f"{name}.utilisation") for name in ("cpu", "gpu"))
+    if cpu is None and gpu is None:
+        return absent()
+    note = f"GPU {ABSENT if gpu is None else percent(gpu)}"
+    if cpu is None:
+        return Cell(f"CPU {ABSENT}", (note,), sort=float("inf"))
+    return Cell(f"CPU {percent(cpu)}", (note,), sort=cpu)
 
 
 def _value(case: CaseSummary | None, metric: str, unit: str = "") -> Cell:
@@ -186,7 +201,7 @@ def _speed(total: Total | None, layer: str, summary: Summary) -> Cell:
     word = total.verdict.word.value if total.verdict is not None else ""
     notes = [time] if layer == summary.baseline else [interval(speedup, "x"), word, time]
     if total.speedup_best_float is not None and layer != total.best_float:
-        notes.append(f"{estimate(total.speedup_best_float.estimate(), 'x')} best float")
+        notes.append(f"{estimate(total.speedup_best_float.estimate(), 'x')} vs float")
     text = "1x" if layer == summary.baseline else estimate(speedup, "x")
     return Cell(text, tuple(n for n in notes if n), sort=speedup.value, tone=verdict_tone(total.verdict))
 

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 # Placeholder colours, replaced by CSS variables after drawing. No other colour may be used.
-INK, FAINT = "#010203", "#040506"
+INK, FAINT, PAPER = "#010203", "#040506", "#070809"
 SERIES = [f"#0a0b{i:02x}" for i in range(10)]
-_VARIABLES = {INK: "currentColor", FAINT: "var(--line)", **{c: f"var(--s{i})" for i, c in enumerate(SERIES)}}
+_VARIABLES = {
+    **{INK: "currentColor", FAINT: "var(--line)", PAPER: "var(--paper)"},
+    **{c: f"var(--s{i})" for i, c in enumerate(SERIES)},
+}
+MARKERS = "os^DvPX<>*"
+"""One for each colour: nobody needs to tell two colours apart."""
 
 WIDTH, HEIGHT = 5.2, 3.4
 """Inches, at 72 units an inch: small enough that the text stays readable on a telephone."""
@@ -74,6 +79,11 @@ def colour(summary: Summary, layer: str) -> str:
     return SERIES[list(summary.layers).index(layer) % len(SERIES)]
 
 
+def marker(summary: Summary, layer: str) -> str:
+    """The marker of a layer, the same in every plot."""
+    return MARKERS[list(summary.layers).index(layer) % len(MARKERS)]
+
+
 def svg(name: str, draw: Callable[[Canvas, Axes], None], height: float = HEIGHT) -> str:
     """Draw on a fresh canvas and return the SVG element, its ids prefixed with ``name``."""
     import matplotlib
@@ -111,7 +121,7 @@ def _log_ticks(axis: Any) -> None:
     low, high = axis.get_view_interval()
     narrow = high / max(low, 1e-300) < 300
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value, 1)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -133,6 +143,20 @@ def _speedup(summary: Summary, cache: str) -> Figure | None:
                 lines.setdefault(layer, []).append((point[0], total.speedup.estimate()))
     if not lines:
         return None
+    where = "in cache" if cache == "hot" else "from memory"
+    bars_drawn = any(estimate.has_interval for values in lines.values() for _, estimate in values)
+    caption = (
+        f"One call of each shape{'; bars are 95 % intervals over launches' if bars_drawn else ''}. "
+        "The line at 1 is the baseline."
+    )
+    if len(points) == 1:
+        ranked = [(layer, values[0][1]) for layer, values in lines.items()]
+        return Figure(
+            f"speedup-{cache}",
+            f"Speed-up at M={points[0][0]}, weights {where}",
+            caption,
+            svg(f"speedup-{cache}", _dots(summary, ranked), 1.1 + 0.3 * len(ranked)),
+        )
 
     def draw(canvas: Canvas, axes: Axes) -> None:
         axes.axhline(1.0, color=INK, linewidth=1)
@@ -140,7 +164,9 @@ def _speedup(summary: Summary, cache: str) -> Figure | None:
             tone = colour(summary, layer)
             xs = [tokens for tokens, _ in values]
             ys = [estimate.value for _, estimate in values]
-            axes.plot(xs, ys, color=tone, marker="o", markersize=4, linewidth=1.6, label=layer)
+            axes.plot(
+                xs, ys, color=tone, marker=marker(summary, layer), markersize=5, linewidth=1.6, label=layer
+            )
             for x, estimate in values:
                 bars, present = _bars(estimate)
                 if present:
@@ -148,11 +174,9 @@ def _speedup(summary: Summary, cache: str) -> Figure | None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         centres = [estimate.value for values in lines.values() for _, estimate in values]
-        # Two launches give bars over many orders of magnitude: the points set the frame.
+        # A few noisy launches can give bars over orders of magnitude: the points set the frame.
         axes.set_ylim(min(0.8, min(centres) / 1.6), max(1.25, max(centres) * 1.6))
         tokens = [point[0] for point in points]
-        if len(tokens) == 1:
-            axes.set_xlim(tokens[0] / 2, tokens[0] * 2)
         _log_ticks(axes.yaxis)
         axes.set_xticks(tokens, [str(t) for t in tokens])
         axes.set_xticks([], minor=True)
@@ -160,13 +184,44 @@ def _speedup(summary: Summary, cache: str) -> Figure | None:
         axes.set_ylabel(f"speed-up against {summary.baseline}")
         canvas.legend(loc="outside lower center", ncols=3, handlelength=1.4, columnspacing=1.2)
 
-    where = "in cache" if cache == "hot" else "from memory"
     return Figure(
         f"speedup-{cache}",
         f"Speed-up by tokens, weights {where}",
-        "One call of each shape; bars are 95 % intervals over launches. The line at 1 is the baseline.",
+        caption,
         svg(f"speedup-{cache}", draw, HEIGHT + 0.4),
     )
+
+
+def _dots(summary: Summary, ranked: list[tuple[str, Estimate]]) -> Callable[[Canvas, Axes], None]:
+    """One number a layer: a row each, with its name and its value."""
+
+    def draw(canvas: Canvas, axes: Axes) -> None:  # noqa: ARG001 - the signature all plots share
+        axes.axvline(1.0, color=INK, linewidth=1)
+        for row, (layer, found) in enumerate(ranked):
+            tone = colour(summary, layer)
+            bars, present = _bars(found)
+            axes.plot([1.0, found.value], [row, row], color=tone, linewidth=1.6)
+            axes.errorbar(
+                [found.value], [row], xerr=bars if present else None, color=tone, capsize=3,
+                marker=marker(summary, layer), markersize=6, linestyle="none",
+            )  # fmt: skip
+            _beside(axes, number(found, "x"), (found.value, row), (8, 5 if present else 0))
+        axes.set_xscale("log")
+        values = [found.value for _, found in ranked]
+        axes.set_xlim(min(0.8, min(values) / 1.3), max(1.25, max(values) * 1.9))
+        _log_ticks(axes.xaxis)
+        axes.set_yticks(range(len(ranked)), [layer for layer, _ in ranked])
+        axes.set_ylim(len(ranked) - 0.5, -0.5)
+        axes.grid(False, axis="y")
+        axes.set_xlabel(f"speed-up against {summary.baseline}")
+
+    return draw
+
+
+def _beside(axes: Axes, text: str, at: tuple[float, float], offset: tuple[int, int] = (5, 0)) -> None:
+    """A value beside its mark, on the page's own ground so that no line runs through it."""
+    ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
+    axes.annotate(text, at, offset, textcoords="offset points", va="center", bbox=ground)
 
 
 def _pareto(summary: Summary) -> Figure | None:
@@ -182,6 +237,7 @@ def _pareto(summary: Summary) -> Figure | None:
         return None
     front = [p for p in points if not any(_dominates(q, p) for q in points)]
     front.sort(key=lambda p: p[1])
+    bars_drawn = any(quality.has_interval for _, _, quality in points)
 
     def draw(canvas: Canvas, axes: Axes) -> None:
         axes.plot([p[1] for p in front], [p[2].value for p in front], color=INK, linewidth=1, linestyle=":")
@@ -189,8 +245,8 @@ def _pareto(summary: Summary) -> Figure | None:
             tone = colour(summary, layer)
             bars, present = _bars(quality)
             axes.errorbar(
-                [bits], [quality.value], yerr=bars if present else None, color=tone, marker="o", markersize=6,
-                capsize=3, linestyle="none", label=layer,
+                [bits], [quality.value], yerr=bars if present else None, color=tone, capsize=3,
+                marker=marker(summary, layer), markersize=7, linestyle="none", label=layer,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -204,8 +260,8 @@ def _pareto(summary: Summary) -> Figure | None:
     return Figure(
         "pareto",
         "Accuracy against memory",
-        "Bars are 95 % intervals over documents. The dotted line joins the layers that no other layer is "
-        "shown to beat in both; where intervals overlap, none is shown to.",
+        f"{'Bars are 95 % intervals over documents. ' if bars_drawn else ''}The dotted line joins the layers "
+        "that no other layer is shown to beat in both; where intervals overlap, none is shown to.",
         svg("pareto", draw, HEIGHT + 0.4),
     )
 
@@ -235,13 +291,7 @@ def _memory(summary: Summary) -> Figure | None:
             axes.barh(row, ratio.value, color=colour(summary, layer), height=0.62)
             if bound is not None:
                 axes.plot([bound, bound], [row - 0.42, row + 0.42], color=INK, linewidth=1.6)
-            axes.annotate(
-                number(ratio, "x"),
-                (max(ratio.value, bound or 0.0), row),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-            )
+            _beside(axes, number(ratio, "x"), (max(ratio.value, bound or 0.0), row))
         axes.axvline(TERNARY_ENTROPY_BOUND, color=INK, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(found)), [layer for layer, _, _ in found])
         axes.invert_yaxis()
@@ -259,7 +309,7 @@ def _memory(summary: Summary) -> Figure | None:
 
 
 def _decode(summary: Summary) -> Figure | None:
-    parts = [("blocks", SERIES[0]), ("head", SERIES[1]), ("rest", SERIES[3])]
+    parts = [("blocks", SERIES[0]), ("head", SERIES[6]), ("rest", SERIES[1])]
     found: list[tuple[str, list[float]]] = []
     for layer in summary.layers:
         case = case_with(summary, "decode", layer, "time.latency")

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from bitbench.analysis.statistics import DISPLAY_CONFIDENCE
+from bitbench.analysis.statistics import DISPLAY_CONFIDENCE, MIN_REPLICATES
 from bitbench.analysis.summary import MISSING, CaseSummary, Summary
 from bitbench.analysis.verdicts import JUDGE_CONFIDENCE, MINIMUM_EFFECT
 from bitbench.report.numbers import percent, quantity, shape_text, with_interval
@@ -102,7 +102,9 @@ def _case_row(case: CaseSummary) -> list[Cell]:
         if found is None
         else Cell(with_interval(found, unit), (label,), sort=found.value),
         Cell(values, tone="muted"),
-        Cell("", sort=float("inf")) if share is None else Cell(percent(share.value), sort=share.value),
+        Cell("", sort=float("inf"))
+        if share is None
+        else Cell(percent(share.value), sort=share.value, tone="warn" if share.value > 1 else ""),
         Cell(", ".join(case.kernels), tone="muted"),
     ]
 
@@ -218,9 +220,12 @@ def how_to_read(summary: Summary) -> Section:
     prose = [
         "**Replication.** A timed case runs in several launches, each a fresh process that measures all "
         "layers of a point side by side, in an order that changes from launch to launch. One launch gives "
-        "one value: the median over its timed blocks. Estimates are means over launches of the logarithm, "
-        f"and intervals are Student's, at {percent(DISPLAY_CONFIDENCE)}. Perplexity is replicated over "
-        "documents, training over seeds; bytes are counted and have no interval.",
+        "one value: the median over its timed blocks. Times and ratios are geometric means over launches; "
+        f"**[a, b]** is Student's interval at {percent(DISPLAY_CONFIDENCE)} of their logarithms. Perplexity "
+        "is replicated over documents, training over seeds; bytes are counted and have no interval.",
+        f"**n=2: a to b** stands where an interval would: fewer than {MIN_REPLICATES} replicates give none. "
+        "Two leave the spread itself unknown, and Student's interval would often span orders of magnitude; "
+        "a and b are the two values. Nothing is judged by them.",
         "**Ratios** are formed inside a launch (a document, a seed) before anything is averaged, so that "
         "what disturbs both sides cancels.",
         f"**Verdicts** are taken at {percent(JUDGE_CONFIDENCE)} with a minimum effect of "
@@ -231,6 +236,8 @@ def how_to_read(summary: Summary) -> Section:
         "claim that no case answers is not evaluated. Only gating claims turn the exit code.",
         "**M** is the number of tokens in a call; **hot** means that the weights are in cache, **cold** "
         "that they come from memory. `nn.Linear` shapes are written out_features x in_features.",
+        "**Units**: `x` is a ratio, larger is better except for perplexity and bits per byte; KiB and MiB "
+        "are powers of 1024; `1.2e5` is 1.2 times ten to the 5th.",
     ]
     if info.quick:
         prose.insert(

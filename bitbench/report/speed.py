@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitbench.analysis.aggregate import linear_points, linear_shapes
+from bitbench.analysis.limits import binding_limit, peaks
 from bitbench.analysis.summary import CaseSummary, Summary
-from bitbench.report.numbers import estimate, interval, percent, shape_text, with_interval
+from bitbench.report.numbers import estimate, interval, percent, plain, shape_text, with_interval
 from bitbench.report.overview import point_title
 from bitbench.report.tables import (
     Cell,
@@ -18,6 +19,7 @@ from bitbench.report.tables import (
     figure_cell,
     name_cell,
     verdict_tone,
+    without_empty,
 )
 
 
@@ -35,19 +37,49 @@ def speed(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     for shape in linear_shapes(summary):
         rows = []
         for layer in summary.layers:
-            cells = [
-                _cell(summary, summary.one("linear", layer, shape=shape, tokens=tokens, cache=cache))
+            cases = [
+                summary.one("linear", layer, shape=shape, tokens=tokens, cache=cache)
                 for tokens, cache in points
             ]
-            rows.append([name_cell(layer), *cells])
+            if any(case is not None for case in cases):  # else the suite leaves it out at this shape
+                rows.append([name_cell(layer), *(_cell(summary, case) for case in cases)])
         name = shape_text(shape)
-        tables.append(Table(f"speed-{name}", f"{name} (out x in)", columns, rows, filterable=True))
+        table = Table(f"speed-{name}", f"{name} (out x in)", columns, rows, filterable=True)
+        tables.append(without_empty(table))
     prose = [
         f"Each cell: time of one call with M tokens; the speed-up against `{summary.baseline}`; the "
-        "speed-up against the fastest `nn.Linear` dtype at that point. Quantising the activations is "
-        "inside the timed call. Sorting is by time."
+        "speed-up against the fastest `nn.Linear` dtype at that point; the share of the machine's measured "
+        "limit that was reached, and which limit binds. Quantising the activations is inside the timed "
+        "call. Sorting is by time.",
+        _limits(summary),
     ]
-    return Section("speed", "Speed of single layers", prose, tables, list(figures))
+    return Section("speed", "Speed of single layers", [text for text in prose if text], tables, list(figures))
+
+
+def _limits(summary: Summary) -> str:
+    """The measured limits in words; empty where none were measured."""
+    found = peaks(summary)
+    if found is None:
+        return ""
+    rates = [("fp32", found.fp32_per_s), ("bf16", found.bf16_per_s), ("int8", found.int8_per_s)]
+    measured = ", ".join(f"{name} {plain(rate / 1e9, 3)}" for name, rate in rates if rate)
+    text = f"Measured limits: reading memory {plain(found.read_bytes_per_s / 1e9, 3)} GB/s"
+    if measured:
+        text += f"; torch's matrix product {measured} billion operations/s"
+    return (
+        f"{text}. No share is given where the limit that binds was not measured, such as the bandwidth of a "
+        "cache. A share above 100 % beats torch's own matrix product."
+    )
+
+
+def _share(summary: Summary, case: CaseSummary) -> str:
+    """``69 % of memory limit``; results above the limit say so."""
+    share = case.value("roofline.share")
+    if share is None:
+        return ""
+    limit = binding_limit(summary, case)
+    named = f"{limit} limit" if limit else "limit"
+    return f"{percent(share.value)} of {named}"
 
 
 def _cell(summary: Summary, case: CaseSummary | None) -> Cell:
@@ -64,6 +96,7 @@ def _cell(summary: Summary, case: CaseSummary | None) -> Cell:
     against_best = case.value("time.speedup_best_float")
     if against_best is not None and best not in (summary.baseline, case.case.layer):
         notes.append(f"{with_interval(against_best, 'x')} vs {best}")
+    notes.append(_share(summary, case))
     return Cell(
         estimate(latency, "s"),
         tuple(note for note in notes if note),
@@ -92,6 +125,8 @@ def decode(summary: Summary, figures: Sequence[Figure]) -> Section | None:
         Column("Model bytes", "live storage of the whole model"),
         Column("Model ratio", "fp32 whole-model bytes / whole-model bytes"),
     ]
+    rows = [_decode_row(case, summary) for case in cases]
+    table = Table("decode", "Decode", columns, rows, filterable=True)
     return Section(
         "decode",
         "Decoding a whole model",
@@ -99,7 +134,7 @@ def decode(summary: Summary, figures: Sequence[Figure]) -> Section | None:
             "Text generation at batch 1. What is not converted (embedding, output head, norms, attention) "
             "bounds the gain: the ceiling is the speed-up that layers taking no time would give."
         ],
-        [Table("decode", "Decode", columns, [_decode_row(case, summary) for case in cases], filterable=True)],
+        [without_empty(table)],
         list(figures),
     )
 
@@ -117,15 +152,12 @@ def _decode_row(case: CaseSummary, summary: Summary) -> list[Cell]:
         return absent() if found is None else Cell(percent(found.value), sort=found.value, case=case.case.id)
 
     is_baseline = case.case.layer == summary.baseline
-    word = case.verdict.word.value if case.verdict is not None else ""
     return [
         *first,
         cell("decode.tokens_per_second"),
         cell("time.latency", "s"),
         Cell("1x", sort=1.0, case=case.case.id) if is_baseline else cell("time.speedup", "x"),
-        Cell(
-            word or ("baseline" if is_baseline else "none"), tone=verdict_tone(case.verdict), badge=bool(word)
-        ),
+        _verdict(case, summary),
         share("decode.blocks_share"),
         share("decode.head_share"),
         share("decode.rest_share"),
@@ -133,3 +165,10 @@ def _decode_row(case: CaseSummary, summary: Summary) -> list[Cell]:
         cell("memory.model_bytes", "B"),
         cell("memory.model_ratio", "x"),
     ]
+
+
+def _verdict(case: CaseSummary, summary: Summary) -> Cell:
+    if case.verdict is not None:
+        return Cell(case.verdict.word.value, tone=verdict_tone(case.verdict), badge=True)
+    # A quick run judges nothing: the column goes.
+    return absent() if summary.quick else Cell("baseline", tone="muted")

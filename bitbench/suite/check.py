@@ -12,7 +12,7 @@ from bitbench.store.schema import Case
 from bitbench.suite.expand import entry_points, expand, variants
 from bitbench.suite.problems import Loc, Problem, known_values, translate
 from bitbench.suite.schema import Claim, Suite
-from bitbench.suite.select import matches, selects
+from bitbench.suite.select import facts_of, holds, matches, selects
 from bitbench.workloads.base import WorkloadSpec
 
 
@@ -71,7 +71,7 @@ def impossible_selections(suite: Suite) -> Iterator[Problem]:
         return
     cases = expand(suite).cases
     for i, claim in enumerate(suite.claims):
-        if not any(_selected(claim, case) for case in cases):
+        if not any(selects(claim.where, case) for case in cases):
             yield _selects_nothing(claim, cases, ("claims", i, "where"))
 
 
@@ -95,7 +95,7 @@ def _entry_problems(entry: WorkloadSpec, suite: Suite, loc: Loc) -> Iterator[Pro
         return
     params = [plan.params for _, plan in everything]
     for j, item in enumerate(entry.exclude):
-        if not any(all(k in p and matches(v, p[k]) for k, v in item.items()) for p in params):
+        if not any(holds(item, point) for point in params):
             yield _blame(item, params, (*loc, "exclude", j), "excludes nothing")
     if not kept:
         yield Problem(
@@ -103,13 +103,8 @@ def _entry_problems(entry: WorkloadSpec, suite: Suite, loc: Loc) -> Iterator[Pro
         )
 
 
-def _selected(claim: Claim, case: Case) -> bool:
-    return selects(claim.where, layer=case.layer, workload=case.workload, params=case.params)
-
-
 def _selects_nothing(claim: Claim, cases: list[Case], loc: Loc) -> Problem:
-    facts = [{"layer": c.layer, "workload": c.workload, **c.params} for c in cases]
-    return _blame(claim.where, facts, loc, "selects no case")
+    return _blame(claim.where, [facts_of(case) for case in cases], loc, "selects no case")
 
 
 def _blame(wanted: dict[str, Any], facts: list[dict[str, Any]], loc: Loc, what: str) -> Problem:

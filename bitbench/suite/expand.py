@@ -15,14 +15,14 @@ from bitbench.layers import registry as layer_registry
 from bitbench.plugins import join_names
 from bitbench.store.schema import Case, Phase, Replicate
 from bitbench.suite.schema import Suite
-from bitbench.suite.select import matches
+from bitbench.suite.select import holds
 from bitbench.workloads import registry as workload_registry
 from bitbench.workloads.base import PointPlan, WorkloadSpec
 
 QUICK_LAUNCHES = 2
 """Launches under ``--quick``: the least that shows any spread between processes."""
 
-PROCESS_SECONDS = 2.5
+PROCESS_SECONDS = 1.2
 """Start of a worker on a two-core machine: interpreter, torch, kernels, and its orderly end."""
 
 SHARED: frozenset[Replicate] = frozenset({"documents", "seeds"})
@@ -90,26 +90,73 @@ class Plan:
         names = (n for p in self.points for n in workload_registry.get(p.workload).data(p.spec))
         return list(dict.fromkeys(names))
 
-    def point_seconds(self, point: Point) -> float:
-        """Estimated seconds of one launch of ``point``, without the start of its process."""
+    def counts(self) -> str:
+        """``8 points, 10 layers, 68 cases, 2 launches``; launches only where something is timed."""
+        parts = [
+            counted(len(self.points), "point"),
+            counted(len({case.layer for case in self.cases}), "layer"),
+            counted(len(self.cases), "case"),
+        ]
+        launches = max((p.launches for p in self.points if p.phase == "timed"), default=0)
+        return ", ".join([*parts, counted(launches, "launch")] if launches else parts)
+
+    def case_seconds(self, point: Point) -> dict[str, float]:
+        """Estimated seconds of one record of each case of ``point``, by case id; 0 where its accuracy
+        is copied. Neither opening the point nor starting its process is in it."""
         kind = workload_registry.get(point.workload)
-        plan = PointPlan(point.params, point.phase, point.replicate, point.launches)
-        seen: set[str] = set()
-        seconds = 0.0
+        seconds: dict[str, float] = {}
+        computed: set[str] = set()
         for case in self.cases_at(point):
-            if point.replicate in SHARED and case.numerics in seen:
-                continue
-            seen.add(case.numerics)
-            seconds += kind.estimate(point.spec, plan, self.suite.layers[case.layer])
+            copied = point.replicate in SHARED and case.numerics in computed
+            computed.add(case.numerics)
+            layer = self.suite.layers[case.layer]
+            seconds[case.id] = 0.0 if copied else kind.estimate(point.spec, _plan(point), layer)
         return seconds
 
+    def open_seconds(self, point: Point) -> float:
+        """Estimated seconds to open ``point`` in one process."""
+        return workload_registry.get(point.workload).estimate_open(point.spec, _plan(point))
+
+    def processes_at(self, point: Point) -> int:
+        """How many processes open ``point``."""
+        if point.phase == "timed":
+            return point.launches
+        return len({process_of(case) for case in self.cases_at(point)})
+
+    def point_seconds(self, point: Point) -> float:
+        """Estimated seconds of all launches of ``point``, without the start of processes."""
+        work = point.launches * sum(self.case_seconds(point).values())
+        return work + self.processes_at(point) * self.open_seconds(point)
+
     def estimate_seconds(self) -> float:
-        """Estimated seconds of the whole run. Timed points share a process per launch; what is
-        measured once has a process per workload and layer."""
+        """Estimated seconds of the whole run on an idle machine. Timed points share a process per
+        launch; what is measured once shares processes as :func:`process_of` says."""
         launches = max((p.launches for p in self.points if p.phase == "timed"), default=0)
-        apart = {(p.entry, name) for p in self.points if p.phase == "once" for name in p.layers}
-        work = sum(p.launches * self.point_seconds(p) for p in self.points)
-        return work + (launches + len(apart)) * PROCESS_SECONDS
+        once = {process_of(case) for case in self.cases if case.phase == "once"}
+        return sum(map(self.point_seconds, self.points)) + (launches + len(once)) * PROCESS_SECONDS
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 launch``, ``2 launches``, ``3 cases``."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count} {noun}{ending}"
+
+
+def process_of(case: Case) -> tuple[Any, ...]:
+    """Key of the process that a ``once`` case is measured in: equal keys, one process.
+
+    All exact figures of a run share one, the accuracy of a workload entry has one of its own (the
+    model is loaded once for all layers), and each layer that is trained has one.
+    """
+    if case.replicate == "exact":
+        return (case.replicate,)
+    if case.replicate == "documents":
+        return (case.replicate, case.entry)
+    return (case.replicate, case.entry, case.layer)
+
+
+def _plan(point: Point) -> PointPlan:
+    return PointPlan(point.params, point.phase, point.replicate, point.launches)
 
 
 def expand(
@@ -228,10 +275,7 @@ def _zipped(entry: WorkloadSpec, plain: WorkloadSpec) -> Iterator[WorkloadSpec]:
 
 def excluded(plan: PointPlan, entry: WorkloadSpec) -> bool:
     """Whether one of the entry's ``exclude`` items drops this point."""
-    return any(
-        all(key in plan.params and matches(wanted, plan.params[key]) for key, wanted in item.items())
-        for item in entry.exclude
-    )
+    return any(holds(item, plan.params) for item in entry.exclude)
 
 
 def _union(first: Point, second: Point, suite: Suite) -> Point:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bitbench.store.schema import Case
+
 
 def matches(wanted: Any, value: Any) -> bool:
     """Whether one wanted value, or one of a list of alternatives, equals ``value``.
@@ -17,8 +19,17 @@ def matches(wanted: Any, value: Any) -> bool:
     return isinstance(wanted, bool) == isinstance(value, bool) and bool(wanted == value)
 
 
-def selects(where: Mapping[str, Any], *, layer: str, workload: str, params: Mapping[str, Any]) -> bool:
-    """Whether a case is selected: every key of ``where`` matches. A key the case lacks selects
-    nothing."""
-    facts = {"layer": layer, "workload": workload, **params}
+def holds(where: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether every key of ``where`` is among ``facts`` and matches: a key that they lack selects
+    nothing, an empty ``where`` everything."""
     return all(key in facts and matches(wanted, facts[key]) for key, wanted in where.items())
+
+
+def facts_of(case: Case) -> dict[str, Any]:
+    """What a claim can select a case by: its layer, its workload and its point's parameters."""
+    return {"layer": case.layer, "workload": case.workload, **case.params}
+
+
+def selects(where: Mapping[str, Any], case: Case) -> bool:
+    """Whether ``where`` selects the case."""
+    return holds(where, facts_of(case))

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from bitbench.store.schema import Case, Check, CodeIdentity, Record, RunInfo, Status, TelemetrySample
+from bitbench.suite.expand import expand
+from bitbench.suite.load import load_suite
 
 RUN = "20260102-030405-llm-f1x7"
 LAUNCHES = 5
 LAYERS: dict[str, dict[str, Any]] = {
-    "linear": {"kind": "linear", "dtype": "float32", "form": "packed"},
-    "linear-bf16": {"kind": "linear", "dtype": "bfloat16", "form": "packed"},
+    "linear": {"kind": "linear", "dtype": "float32"},
+    "linear-bf16": {"kind": "linear", "dtype": "bfloat16"},
     "linear-int8": {"kind": "torch_int8"},
     "binary": {"kind": "binary", "activation_bits": 8, "form": "packed"},
     "binary-w1a1": {"kind": "binary", "activation_bits": 1, "form": "packed"},
@@ -36,6 +38,7 @@ MODEL: dict[str, tuple[float, float, int, float, float]] = {
     "ternary": (1.6, 5.2e11, 1, 6.02, 0.005),
     "ternary-2bit": (2.0, 5.5e11, 1, 6.02, 0.005),
     "k2": (3.2, 3e11, 2, 3.9, 0.007),
+    "k3": (4.8, 2.3e11, 3, 3.5, 0.007),
     "k3-g64": (4.8, 2.1e11, 96, 3.2, 0.05),
 }
 SHAPES = [[2048, 2048], [8192, 2048]]
@@ -127,6 +130,31 @@ def write_run(
     return path
 
 
+def write_suite_run(folder: Path, suite_path: Path) -> Path:
+    """A finished run of a whole suite, every case measured: as large as a real run of it."""
+    suite = load_suite(suite_path)
+    plan = expand(suite)
+    info = _info(False, plan.launches, [])
+    info = info.model_copy(update={"suite": suite.model_dump(mode="json"), "run": f"{suite.name}-whole"})
+    path = folder / info.run
+    path.mkdir(parents=True)
+    effects = [
+        {layer: math.exp(random.Random(f"{launch}{layer}").gauss(0, 0.02)) for layer in suite.layers}
+        for launch in range(plan.launches)
+    ]
+    records = [
+        _measure(case, plan.cases, launch, effects[launch][case.layer], random.Random(f"{launch}{case.id}"))
+        for case in plan.cases
+        for launch in range(case.launches)
+    ]
+    (path / "run.json").write_text(info.model_dump_json() + "\n")
+    for name, lines in (("cases", plan.cases), ("samples", records)):
+        text = "".join(line.model_dump_json(exclude_defaults=True) + "\n" for line in lines)
+        (path / f"{name}.jsonl").write_text(text)
+    (path / "telemetry.jsonl").write_text("")
+    return path
+
+
 def write_training_run(folder: Path) -> Path:
     """A finished run of the suite ``training``: three seeds, two layers."""
     path = folder / "20251231-000000-training-aaaa"
@@ -190,6 +218,12 @@ def _info(quick: bool, launches: int, claims: list[dict[str, Any]]) -> RunInfo:
             "memory": {"total_bytes": 8 << 30},
             "gpus": [],
             "device": "cpu",
+            "peaks": {
+                "read_bytes_per_s": 1.2e10,
+                "fp32_per_s": 8e10,
+                "bf16_per_s": 2.5e11,
+                "int8_per_s": 4e11,
+            },
             "python": "3.11.2",
             "packages": {"torch": "2.13.0", "numpy": "2.3.0"},
         },

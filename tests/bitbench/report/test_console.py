@@ -6,7 +6,10 @@ from types import ModuleType
 
 from rich.console import Console
 
-from bitbench.report.console import show
+from bitbench.analysis.claims import evaluate
+from bitbench.analysis.summary import summarise
+from bitbench.report.console import show, show_claims
+from bitbench.store.reader import load_run
 
 
 def printed(run: Path, report: Path | None = None, width: int = 100) -> str:
@@ -39,6 +42,17 @@ def test_a_quick_run_shows_no_marks(run_maker: ModuleType, tmp_path: Path) -> No
     text = printed(run_maker.write_run(tmp_path, quick=True))
     assert "x +" not in text
     assert "Quick run" in text
+
+
+def test_a_quick_run_groups_the_claims_it_leaves_open(run_maker: ModuleType, tmp_path: Path) -> None:
+    path = run_maker.write_run(tmp_path, quick=True)
+    text = " ".join(printed(path).split())
+    assert text.count("not evaluated") == 1
+    assert "4 left open by a quick run: fast-when-cold, near-lossless, wide-interval, never-measured" in text
+    assert "pass twenty-fold (gating): 19.88x" in text
+    out = io.StringIO()
+    show_claims(evaluate(summarise(load_run(path))), Console(file=out, width=100))
+    assert out.getvalue().count("not evaluated") == 4, "the command `claims` lists each"
 
 
 def test_a_suite_without_claims_says_so(run_maker: ModuleType, tmp_path: Path) -> None:

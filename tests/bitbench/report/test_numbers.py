@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitbench.analysis.statistics import Estimate
-from bitbench.report.numbers import estimate, interval, percent, plain, quantity, shape_text, spread
+from bitbench.report.numbers import (
+    estimate,
+    interval,
+    percent,
+    plain,
+    quantity,
+    shape_text,
+    spread,
+    with_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +68,17 @@ def test_spread_is_half_the_interval() -> None:
 
 
 def test_an_absurdly_wide_interval_stays_short() -> None:
-    """Two launches can give bounds fifteen orders of magnitude apart."""
-    wide = Estimate(0.132, 3.1e-13, 3.48e10, n=2)
+    """A few noisy launches can give bounds many orders of magnitude apart."""
+    wide = Estimate(0.132, 3.1e-13, 3.48e10, n=3)
     assert interval(wide, "x") == "[3.1e-13, 3.5e10]"
     assert spread(wide) == "±>100 %"
+
+
+def test_a_range_is_labelled_and_never_looks_like_an_interval() -> None:
+    two = Estimate(1.23e-5, n=2, least=1.2e-5, most=1.26e-5)
+    assert interval(two, "s") == "n=2: 12.0 to 12.6"
+    assert with_interval(two, "s") == "12.3 µs (n=2: 12.0 to 12.6)"
+    assert spread(two) == ""
 
 
 def test_percent_and_shape() -> None:

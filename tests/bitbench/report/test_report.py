@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import stat
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -111,13 +112,15 @@ def test_first_screen_has_question_answer_and_claims(context: ReportContext) -> 
         "M=1 hot",
         "M=512 hot",
         "fastest float layer",
-        "perplexity 41",
+        "perplexity **41",
     ):
         assert part in answer
     assert context.claims is not None
     assert [row[0].text for row in context.claims.rows] == [
         *("pass", "pass", "fail", "inconclusive", "not evaluated"),
     ]
+    assert context.unjudged is None
+    assert context.tally == "5 claims: **2 pass**, **1 fail**, **1 inconclusive**, **1 not evaluated**."
 
 
 def test_failures_list_every_status_with_its_reason(context: ReportContext) -> None:
@@ -155,8 +158,49 @@ def test_markdown_tables_are_whole(folder: Path) -> None:
             columns = 0
 
 
-def test_markdown_fits_a_pull_request(folder: Path) -> None:
-    assert len((folder / "report.md").read_text(encoding="utf-8")) < 65_536
+def test_markdown_of_the_whole_llm_suite_fits_a_pull_request(run_maker: ModuleType, tmp_path: Path) -> None:
+    suite = Path(__file__).parents[3] / "suites" / "llm.yaml"
+    context = build(load_run(run_maker.write_suite_run(tmp_path, suite)))
+    text = markdown.render(context)
+    assert len(text) <= markdown.LIMIT
+    assert "too long for a pull request" not in text
+    assert html.render(context).count("<table") >= 12
+
+
+def test_markdown_that_would_be_too_long_leaves_out_the_longest_tables(context: ReportContext) -> None:
+    section = next(s for s in context.sections if s.id == "speed")
+    rows = section.tables[0].rows
+    longer = replace(section.tables[0], rows=rows * (65_536 // len(markdown.table(section.tables[0])) + 1))
+    sections = [
+        replace(s, tables=[longer, *s.tables[1:]]) if s.id == "speed" else s for s in context.sections
+    ]
+    text = markdown.render(replace(context, sections=sections))
+    assert len(text) <= markdown.LIMIT
+    assert f"{longer.title}: too long for a pull request; see `index.html`" in text
+    assert section.tables[1].title in text, "what fits stays"
+
+
+def test_speed_cells_name_the_limit_that_binds(context: ReportContext) -> None:
+    section = next(s for s in context.sections if s.id == "speed")
+    assert any("reading memory 12.0 GB/s" in text for text in section.prose)
+    table = section.tables[0]
+    titles = [column.title for column in table.columns]
+    row = next(row for row in table.rows if row[0].text == "ternary")
+    assert row[titles.index("M=1 cold")].notes[-1] == "80 % of memory limit"
+    assert row[titles.index("M=512 hot")].notes[-1] == "80 % of compute limit"
+
+
+def test_utilisation_of_a_gpu_that_is_not_there_says_so(context: ReportContext) -> None:
+    table = next(s for s in context.sections if s.id == "overview").tables[0]
+    assert {row[-1].notes for row in table.rows} == {("GPU n/a",)}
+    assert all(re.fullmatch(r"CPU \d+ %", row[-1].text) for row in table.rows)
+
+
+def test_layers_not_planned_at_a_shape_have_no_row(run_maker: ModuleType, tmp_path: Path) -> None:
+    suite = Path(__file__).parents[3] / "suites" / "llm.yaml"
+    built = build(load_run(run_maker.write_suite_run(tmp_path, suite)))
+    table = next(t for s in built.sections for t in s.tables if t.id == "speed-4096x4096")
+    assert all(cell.text != "n/a" for row in table.rows for cell in row)
 
 
 def test_markdown_matches_the_golden_file(folder: Path) -> None:
@@ -197,7 +241,13 @@ def test_plots_follow_the_page(stored_run: Path) -> None:
     }
     for figure in (figure for found in drawn.values() for figure in found):
         colours = set(re.findall(r"(?:fill|stroke|stop-color): ?([^;\"]+)", figure.svg))
-        assert colours <= {"none", "currentColor", "var(--line)", *(f"var(--s{i})" for i in range(10))}
+        assert colours <= {
+            "none",
+            "currentColor",
+            "var(--line)",
+            "var(--paper)",
+            *(f"var(--s{i})" for i in range(10)),
+        }
         assert "<text" in figure.svg, "text must stay text"
         assert "font-family" not in figure.svg.split("<style", 1)[0]
 
@@ -237,6 +287,9 @@ def test_quick_and_empty_runs_render(run_maker: ModuleType, tmp_path: Path) -> N
     assert "Quick run" in text
     assert "<br>faster" not in text
     assert "(faster)" not in text
+    assert "n=2: " in text
+    assert "5 claims: **1 pass**, **4 not evaluated** (4 left open by a quick run)." in text
+    assert "<summary>4 claims that a quick run leaves open</summary>" in text
     empty = run_maker.write_run(tmp_path / "empty", claims=[])
     (empty / "samples.jsonl").write_text("")
     (empty / "telemetry.jsonl").write_text("")

@@ -27,8 +27,8 @@ def test_a_layer_is_described_by_what_is_unusual_about_it() -> None:
         "k": 3,
         "rule": None,
     }
-    assert describe_layer(spec) == "k_ternary, k 3, group_size 64, activation_bits 8"
+    assert describe_layer(spec) == "k-ternary, k 3, groups of 64, 8-bit activations"
     unusual = {**spec, "scale_dtype": "float16", "refit": False, "form": "training"}
     assert describe_layer(unusual) == (
-        "k_ternary, training form, k 3, group_size 64, activation_bits 8, refit False, scale_dtype float16"
+        "k-ternary, training form, k 3, groups of 64, 8-bit activations, refit False, scale dtype float16"
     )

@@ -198,9 +198,22 @@ def test_only_keeps_matches_and_their_baseline() -> None:
 def test_the_estimate_adds_up() -> None:
     plan = expand(suite(entry(memory=True)))
     timed, once = plan.points[:-1], plan.points[-1]
-    work = 3 * sum(plan.point_seconds(p) for p in timed) + plan.point_seconds(once)
-    # Three launches, and one process for the bytes of each layer.
-    assert plan.estimate_seconds() == pytest.approx(work + 6 * PROCESS_SECONDS)
+    for point in timed:
+        assert plan.point_seconds(point) == pytest.approx(3 * sum(plan.case_seconds(point).values()))
+    work = sum(plan.point_seconds(p) for p in timed) + plan.point_seconds(once)
+    # Three launches, and one process for the bytes of all layers.
+    assert plan.estimate_seconds() == pytest.approx(work + 4 * PROCESS_SECONDS)
+
+
+def test_a_model_is_loaded_once_a_launch_and_once_for_all_accuracy() -> None:
+    model = {"model": "tiny-random", "launches": 3}
+    plan = expand(suite({"kind": "decode", **model}, {"kind": "perplexity", "text": "synthetic", **model}))
+    for point, loads in zip(plan.points, (3, 1), strict=True):
+        work = point.launches * sum(plan.case_seconds(point).values())
+        assert plan.open_seconds(point) > 0
+        assert plan.point_seconds(point) == pytest.approx(work + loads * plan.open_seconds(point))
+    trained = expand(suite({"kind": "pretrain", "text": "synthetic", "seeds": 2}))
+    assert trained.processes_at(trained.points[0]) == len(trained.suite.layers)
 
 
 def test_accuracy_is_estimated_once_for_equal_numerics() -> None:

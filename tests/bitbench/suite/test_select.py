@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bitbench.suite.select import matches, selects
+from bitbench.store.schema import Case
+from bitbench.suite.select import holds, matches, selects
 
 
 @pytest.mark.parametrize(
@@ -33,8 +34,13 @@ def test_matches(wanted: Any, value: Any, same: bool) -> None:
 
 
 def test_every_key_must_match_and_missing_keys_select_nothing() -> None:
-    case: dict[str, Any] = {"layer": "ternary", "workload": "linear", "params": {"tokens": 1}}
-    assert selects({}, **case)
-    assert selects({"layer": ["binary", "ternary"], "tokens": 1}, **case)
-    assert not selects({"layer": "ternary", "tokens": 2}, **case)
-    assert not selects({"cache": "hot"}, **case)
+    case = Case(
+        id="c", point="p", workload="linear", entry=0, phase="timed", replicate="launches", launches=5,
+        layer="ternary", params={"tokens": 1}, numerics="n",
+    )  # fmt: skip
+    assert selects({}, case)
+    assert selects({"layer": ["binary", "ternary"], "workload": "linear", "tokens": 1}, case)
+    assert not selects({"layer": "ternary", "tokens": 2}, case)
+    assert not selects({"cache": "hot"}, case)
+    assert holds({"tokens": [1, 2]}, case.params)
+    assert not holds({"layer": "ternary"}, case.params)
