@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -21,12 +25,33 @@ def create_app() -> typer.Typer:
         help="Benchmark binary, ternary and k-ternary layers, and check what is claimed of them.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",  # flows the docstrings' lines into paragraphs
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for name in COMMANDS:
-        made.command(name)(getattr(importlib.import_module(f"bitbench.cli.{name}"), name))
+        made.command(name)(_to_the_end(getattr(importlib.import_module(f"bitbench.cli.{name}"), name)))
     made.callback(result_callback=_leave)(_root)
     return made
+
+
+def _to_the_end(command: Callable[..., object]) -> Callable[..., object]:
+    """``command`` so that a reader who leaves (``| head``) ends it with 3.
+
+    Rich and click answer that with 1, which here says that a claim failed.
+    """
+
+    @functools.wraps(command)
+    def called(*args: Any, **options: Any) -> object:
+        try:
+            return command(*args, **options)
+        except (BrokenPipeError, SystemExit) as error:  # rich turns the one into the other
+            if isinstance(error, SystemExit) and error.code != 1:
+                raise
+            with open(os.devnull, "w") as nowhere:  # or the interpreter's last flush would complain
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            return int(Exit.TOOL)
+
+    return called
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,7 +8,7 @@ import typer
 
 
 def claims(
-    run: Path = typer.Argument(..., help="Folder of the run, such as results/20260102-030405-llm-ab12."),
+    run: Path = typer.Argument(..., help="Folder of the run, such as results/llm-20260102T030405Z-ab12."),
     strict: bool = typer.Option(False, "--strict", help="Exit 4 where a gating claim stays inconclusive."),
 ) -> None:
     """Print every claim of a stored run with its verdict; exit 1 where a gating claim does not hold."""

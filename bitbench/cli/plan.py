@@ -80,7 +80,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
                 "replicate": point.replicate,
                 "launches": point.launches,
                 "layers": point.layers,
-                "estimate_s": round(point.launches * plan.point_seconds(point), 2),
+                "estimate_s": round(plan.point_seconds(point), 2),
             }
             for point in plan.points
         ],
@@ -95,7 +95,7 @@ def show(plan: Plan, console: Console) -> None:
             point.label,
             _times(point.launches, point.replicate),
             _layers(point.layers, plan),
-            duration(point.launches * plan.point_seconds(point)),
+            duration(plan.point_seconds(point)),
         )
         for point in plan.points
     ]
@@ -112,9 +112,7 @@ def show(plan: Plan, console: Console) -> None:
         for row in (head, *rows):
             print("\t".join(row), file=console.file)
     print(
-        f"{plan.suite.name}: {len(plan.points)} points, {len(plan.cases)} cases, "
-        f"{len(plan.suite.layers)} layers, {plan.launches} launches; "
-        f"about {duration(plan.estimate_seconds())}",
+        f"{plan.suite.name}: {plan.counts()}; about {duration(plan.estimate_seconds())}",
         file=console.file,
     )
     data = plan.data()

@@ -8,7 +8,7 @@ import typer
 
 
 def report(
-    run: Path = typer.Argument(..., help="Folder of the run, such as results/20260102-030405-llm-ab12."),
+    run: Path = typer.Argument(..., help="Folder of the run, such as results/llm-20260102T030405Z-ab12."),
     reports: Path = typer.Option(Path("reports"), "--reports", metavar="DIR", help="Where reports go."),
 ) -> None:
     """Write index.html, report.md and cases.csv of a stored run. Nothing is measured."""

@@ -42,12 +42,16 @@ def run(
     """Measure a suite and report on it.
 
     Ends with 0 when all is well, 1 when a gating claim fails, 2 on wrong usage, 3 when nothing
-    could be measured, 130 when interrupted (what was measured is kept; go on with --resume).
+    could be measured, 4 when a gating claim is inconclusive under --strict, 130 when interrupted
+    (what was measured is kept; go on with --resume).
     """
     from rich.console import Console
 
+    from bitbench.store.writer import check_writable
+
     console = Console()
     with terminate_as_interrupt():
+        check_writable(reports, "--reports")
         if resume:
             run_dir, code = _resume(
                 console, suite, earlier, results, quick, launches, threads, seed, only or None
@@ -71,6 +75,7 @@ def _new(
     only: list[str] | None,
 ) -> tuple[Path, Exit]:
     from bitbench.execute.runner import LOGS, default_threads, probe
+    from bitbench.measure.host import usable_cpus
     from bitbench.store.writer import new_run_dir
     from bitbench.suite.expand import expand
     from bitbench.suite.load import load_suite
@@ -82,10 +87,16 @@ def _new(
     loaded = load_suite(suite)
     # What can be refused is refused before anything is written or measured.
     expand(loaded, quick=quick, only=only, launches=launches, seed=seed)
+    count = threads or loaded.threads or default_threads()
+    if count > (usable := len(usable_cpus())):
+        raise UserError(
+            f"{count} threads are more than the {usable} processors that can be used here",
+            f"give --threads {usable} or less, or leave it out for the physical cores",
+        )
     run_dir = new_run_dir(results, loaded.name)
     try:
         console.print("looking at the machine (torch, kernels, memory bandwidth) ...", highlight=False)
-        machine = probe(loaded.device, threads or loaded.threads or default_threads(), run_dir / LOGS)
+        machine = probe(loaded.device, count, run_dir / LOGS)
         plan = expand(
             loaded,
             quick=quick,
@@ -113,6 +124,7 @@ def _resume(
     seed: int | None,
     only: list[str] | None,
 ) -> tuple[Path, Exit]:
+    from bitbench.execute.identity import check_same_suite
     from bitbench.execute.jobs import narrowed
     from bitbench.execute.runner import LOGS, probe
     from bitbench.store.reader import latest_run, load_run
@@ -121,8 +133,11 @@ def _resume(
     from bitbench.suite.load import load_suite
     from bitbench.suite.schema import Suite
 
-    if suite is not None and earlier is None and suite.is_dir():
-        suite, earlier = None, suite
+    if suite is not None and earlier is None:
+        if suite.is_dir() or (results / suite).is_dir():
+            suite, earlier = None, suite
+        elif not suite.exists() and suite.suffix not in (".yaml", ".yml"):
+            raise UserError(f"{suite} is neither a run nor a suite", f"runs are kept in {results}")
     loaded: Suite | None = load_suite(suite) if suite is not None else None
     run_dir = earlier or latest_run(results, loaded.name if loaded else None)
     if not (run_dir / RUN_FILE).exists() and (results / run_dir / RUN_FILE).exists():
@@ -132,6 +147,7 @@ def _resume(
     if loaded is None:
         loaded = Suite.model_validate(info.suite)
     console.print(f"resuming {run_dir}: {_progress(stored)}", highlight=False, soft_wrap=True)
+    check_same_suite(stored, loaded)
     if not stored.missing():
         return run_dir, Exit.OK
     machine = probe(
@@ -179,7 +195,12 @@ def _conclude(console: Console, run_dir: Path, reports: Path, strict: bool) -> i
     from bitbench.report.console import show
     from bitbench.store.reader import load_run
 
-    folder = report.write(run_dir, reports)
+    try:
+        folder = report.write(run_dir, reports)
+    except KeyboardInterrupt:
+        console.print("interrupted: everything is measured, the report is not written", highlight=False)
+        console.print(f"write it with: bitbench report {run_dir}", highlight=False, soft_wrap=True)
+        return int(Exit.INTERRUPTED)
     show(run_dir, console, folder)
     summary = summarise(load_run(run_dir))
     return int(exit_code(summary, evaluate(summary), strict=strict))
@@ -188,17 +209,15 @@ def _conclude(console: Console, run_dir: Path, reports: Path, strict: bool) -> i
 def announce(console: Console, plan: Plan, machine: Machine, run_dir: Path, suite: Suite) -> None:
     """Say what is about to happen, how long it will take and where it goes."""
     from bitbench.execute.progress import duration
+    from bitbench.suite.expand import counted
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     quick = " (quick: no verdicts)" if plan.quick else ""
     say(f"{suite.name}: {suite.title}{quick}" if suite.title else f"{suite.name}{quick}")
-    say(
-        f"  {len(plan.points)} points, {len({c.layer for c in plan.cases})} layers, {len(plan.cases)} cases, "
-        f"{plan.launches} launches; about {duration(plan.estimate_seconds())}"
-    )
-    say(f"  {_where(machine, suite)}; {machine.threads} threads")
+    say(f"  {plan.counts()}; about {duration(plan.estimate_seconds())}")
+    say(f"  {_where(machine, suite)}; {counted(machine.threads, 'thread')}")
     native = machine.facts.get("native", {})
     if native.get("library"):
         say(f"  native kernels: {native.get('isa')}")

@@ -13,7 +13,7 @@ def validate(
 ) -> None:
     """Check suites without running anything: every problem at once, with file and line."""
     from bitbench.errors import Exit, UserError
-    from bitbench.suite.expand import expand
+    from bitbench.suite.expand import counted, expand
     from bitbench.suite.load import json_schema, load_suite
     from bitbench.suite.problems import SuiteError
 
@@ -39,7 +39,7 @@ def validate(
             "case": plan.cases,
             "claim": suite.claims,
         }
-        counts = (f"{len(things)} {name}{'' if len(things) == 1 else 's'}" for name, things in sizes.items())
+        counts = (counted(len(things), name) for name, things in sizes.items())
         typer.echo(f"{path}: sound; {', '.join(counts)}")
     if broken:
         raise typer.Exit(int(Exit.USAGE))

@@ -73,10 +73,14 @@ def present(name: str) -> Path | None:
     return folder if intact else None
 
 
-def ensure(name: str, progress: Progress | None = None, *, source: Path | None = None) -> Path:
+def ensure(
+    name: str, progress: Progress | None = None, *, source: Path | None = None, thorough: bool = False
+) -> Path:
     """The folder of catalog entry ``name``, fetched and verified if it is not there yet.
 
     Args:
+        thorough: read every byte of what is there, and fetch it again where one differs; otherwise
+            its stamp and sizes are enough.
         progress: called with each stage's bytes while fetching; never called for what is present.
         source: an artefact downloaded by other means (a machine without network), instead of the
             registry's client.
@@ -86,12 +90,12 @@ def ensure(name: str, progress: Progress | None = None, *, source: Path | None =
         ToolError: the registry no longer has the artefact, or it arrived damaged twice.
     """
     item = entry(name)
-    if folder := present(name):
+    if folder := _there(name, thorough):
         return folder
     folder = entry_folder(name)
     _make_writable(folder.parent)
     with FileLock(folder.parent / ".lock"):
-        if found := present(name):  # another process fetched it while this one waited
+        if found := _there(name, thorough):  # another process fetched it while this one waited
             return found
         for leftover in folder.parent.glob(f"{_LEFTOVER}*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -146,6 +150,11 @@ def remove(name: str) -> int:
     return freed
 
 
+def _there(name: str, thorough: bool) -> Path | None:
+    folder = present(name)
+    return None if folder is None or (thorough and verify(name)) else folder
+
+
 def _fetch(
     name: str, item: Entry, folder: Path, report: Progress, source: Path | None, *, fresh: bool
 ) -> None:
@@ -175,7 +184,7 @@ def _fetch(
         stamp = {"name": name, "version": item.version, "artefact": item.artefact.sha256, "files": sizes}
         (kept / STAMP).write_text(json.dumps(stamp, indent=1), encoding="utf-8")
         if folder.exists():
-            shutil.rmtree(folder)  # present() said it is damaged
+            shutil.rmtree(folder)  # it is damaged, or would not be fetched
         kept.rename(folder)
 
 

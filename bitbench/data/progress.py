@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitbench.data.catalog import entry
-from bitbench.data.fetch import FetchProgress, Progress, ensure, present
+from bitbench.data.fetch import FetchProgress, Progress, ensure, present, verify
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def fetch_shown(names: Sequence[str], console: Console, *, source: Path | None = None) -> dict[str, Path]:
     """:func:`bitbench.data.fetch.ensure` for each name, shown on ``console``: a bar on a terminal,
-    a plain line a stage elsewhere, nothing for what is already there.
+    a plain line a stage elsewhere, nothing for what is already there and whole to the last byte (a
+    cache can rot, and a number measured on a changed text would look like any other).
 
     Raises:
         UserError, ToolError: as ``ensure``.
@@ -24,14 +25,17 @@ def fetch_shown(names: Sequence[str], console: Console, *, source: Path | None =
     folders = {}
     for name in names:
         if folder := present(name):
-            folders[name] = folder
-            continue
+            problems = verify(name)
+            if not problems:
+                folders[name] = folder
+                continue
+            _say(console, f"{name} in the cache is damaged: {problems[0]}")
         item = entry(name)
         size = f"{item.artefact.size / 1e6:.1f} MB"
         _say(console, f"fetching {name}: {item.title} ({item.package} {item.version}, {size})")
         _say(console, f"  licence: {item.licence}")
         with _bar(console) if console.is_terminal else _lines(console) as progress:
-            folders[name] = ensure(name, progress, source=source)
+            folders[name] = ensure(name, progress, source=source, thorough=True)
         _say(console, f"  kept in {folders[name]}")
     return folders
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from bitbench.errors import UserError
 from bitbench.measure import environment
 from bitbench.store.reader import RunData
-from bitbench.store.schema import CodeIdentity, RunInfo
+from bitbench.store.schema import Case, CodeIdentity, RunInfo
 from bitbench.store.writer import utc_now
-from bitbench.suite.expand import Plan
+from bitbench.suite.expand import Plan, counted
 
 if TYPE_CHECKING:
     from bitbench.execute.runner import Machine
+    from bitbench.suite.schema import Suite
 
 NOT_INSTALLED = "run from source"
 
@@ -51,20 +53,29 @@ def code_identity(machine: Machine) -> CodeIdentity:
     )
 
 
+def check_same_suite(stored: RunData, suite: Suite) -> None:
+    """Refuse to take a run for one of another suite: :class:`UserError` names the first difference."""
+    found = _difference(stored.info.suite, suite.resolved())
+    if found is not None:
+        where, before, now = found
+        raise UserError(
+            f"run {stored.info.run} is of another suite {suite.name!r}: "
+            f"{where}: {_short(before)} then, {_short(now)} now",
+            "restore the suite, or start a new run without --resume",
+        )
+
+
 def check_same_run(stored: RunData, plan: Plan, machine: Machine) -> None:
     """Refuse to mix two different things in one run: :class:`UserError` names what differs."""
+    check_same_suite(stored, plan.suite)
     info = stored.info
     old, new = info.code, code_identity(machine)
     was: dict[str, Any] = info.environment
     pairs: dict[str, tuple[Any, Any]] = {
-        "suite": (info.suite, plan.suite.resolved()),
         "--quick": (info.quick, plan.quick),
         "--seed": (info.seed, plan.seed),
         "--threads": (info.threads, machine.threads),
-        "cases (--only, --launches)": (
-            sorted((c.id, c.launches) for c in stored.cases),
-            sorted((c.id, c.launches) for c in plan.cases),
-        ),
+        "--only or --launches": (_extent(stored.cases), _extent(plan.cases)),
         "device": (was.get("device"), machine.device),
         "processor": (_cpu_model(was), _cpu_model({"cpu": environment.cpu()})),
         "GPUs": (was.get("cuda_devices", []), machine.facts.get("cuda_devices", [])),
@@ -81,6 +92,30 @@ def check_same_run(stored: RunData, plan: Plan, machine: Machine) -> None:
         f"run {info.run} cannot be resumed, these differ:\n    " + "\n    ".join(details),
         "restore them, or start a new run without --resume",
     )
+
+
+def _extent(cases: list[Case]) -> str:
+    """How much is measured, told apart by what it is (suites are equal: ids need not be shown)."""
+    wanted = sorted((case.id, case.launches) for case in cases)
+    measurements = sum(case.launches for case in cases)
+    digest = hashlib.sha256(repr(wanted).encode()).hexdigest()[:4]
+    return f"{counted(len(cases), 'case')}, {counted(measurements, 'measurement')} ({digest})"
+
+
+def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    """Place and values of the first difference between two JSON values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            inner = f"{where}.{key}" if where else str(key)
+            if key not in before or key not in now:
+                return inner, before.get(key, "absent"), now.get(key, "absent")
+            if found := _difference(before[key], now[key], inner):
+                return found
+        return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = (_difference(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(before, now, strict=True)))
+        return next((found for found in parts if found), None)
+    return None if before == now else (where, before, now)
 
 
 def _cpu_model(facts: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bitbench.measure.clock import shuffled
 from bitbench.store.schema import Case
-from bitbench.suite.expand import Plan, Point
+from bitbench.suite.expand import SHARED, Plan, Point, process_of
 
 Pair = tuple[str, int]
 """A case id and a launch (or seed): what one record is the outcome of."""
@@ -42,7 +42,7 @@ class Visit(BaseModel):
     cases: dict[str, str]
     """Case ids by layer, in suite order: the layers to measure."""
     launches: list[int]
-    """Launches to record: one when timed, the missing seeds when not."""
+    """Launches to record of each of them: one when timed, the missing seeds when not."""
 
 
 class Job(BaseModel):
@@ -112,34 +112,31 @@ def timed_job(plan: Plan, setting: Setting, launch: int, missing: Set[Pair]) -> 
     return job_for(plan, setting, "timed", f"launch-{launch}").model_copy(update={"visits": visits})
 
 
-@dataclass(frozen=True)
-class OnceGroup:
-    """Cases that share a process: one layer in one workload entry."""
-
-    entry: int
-    layer: str
-    cases: list[Case]
-
-
-def once_groups(plan: Plan) -> list[OnceGroup]:
-    """The ``once`` cases by (workload entry, layer), in the order written."""
-    groups: dict[tuple[int, str], list[Case]] = {}
-    for entry in dict.fromkeys(p.entry for p in plan.points if p.phase == "once"):
-        for layer in plan.suite.layers:
-            for case in plan.cases:
-                if case.phase == "once" and (case.entry, case.layer) == (entry, layer):
-                    groups.setdefault((entry, layer), []).append(case)
-    return [OnceGroup(entry, layer, cases) for (entry, layer), cases in groups.items()]
+def once_groups(plan: Plan) -> list[list[Case]]:
+    """The ``once`` cases that share a process, in the order written
+    (see :func:`bitbench.suite.expand.process_of`)."""
+    groups: dict[tuple[Any, ...], list[Case]] = {}
+    for case in plan.cases:
+        if case.phase == "once":
+            groups.setdefault(process_of(case), []).append(case)
+    return list(groups.values())
 
 
-def once_job(plan: Plan, setting: Setting, number: int, group: OnceGroup, missing: Set[Pair]) -> Job:
-    """The missing records of one group, one visit a point."""
+def once_job(plan: Plan, setting: Setting, number: int, group: list[Case], missing: Set[Pair]) -> Job:
+    """The missing records of one group, point by point; of cases whose accuracy is equal, the first."""
     visits = []
-    by_id = {p.id: p for p in plan.points}
-    for case in group.cases:
-        launches = [n for n in range(case.launches) if (case.id, n) in missing]
-        if launches:
-            visits.append(_visit(by_id[case.point], {case.layer: case.id}, launches))
+    chosen: set[tuple[str, str, int]] = set()
+    for point in plan.points:
+        wanted: dict[str, list[int]] = {}
+        cases = {case.layer: case.id for case in group if case.point == point.id}
+        for case in (case for case in group if case.point == point.id):
+            launches = [n for n in range(case.launches) if (case.id, n) in missing]
+            if point.replicate in SHARED:
+                launches = [n for n in launches if (point.id, case.numerics, n) not in chosen]
+                chosen.update((point.id, case.numerics, n) for n in launches)
+            wanted[case.layer] = launches
+        if cases:
+            visits += _cut(_visit(point, cases, []), wanted)
     return job_for(plan, setting, "once", f"once-{number}").model_copy(update={"visits": visits})
 
 
@@ -148,17 +145,22 @@ def without(job: Job, settled: Iterable[Pair]) -> Job:
     gone = set(settled)
     visits = []
     for visit in job.visits:
-        if job.mode == "timed":
-            launch = visit.launches[0]
-            cases = {k: c for k, c in visit.cases.items() if (c, launch) not in gone}
-            if cases:
-                visits.append(visit.model_copy(update={"cases": cases}))
-        else:
-            case = next(iter(visit.cases.values()))
-            launches = [n for n in visit.launches if (case, n) not in gone]
-            if launches:
-                visits.append(visit.model_copy(update={"launches": launches}))
+        left = {k: [n for n in visit.launches if (c, n) not in gone] for k, c in visit.cases.items()}
+        visits += _cut(visit, left)
     return job.model_copy(update={"visits": visits})
+
+
+def _cut(visit: Visit, wanted: dict[str, list[int]]) -> list[Visit]:
+    """``visit`` cut down to the launches ``wanted`` of each layer: one visit as a rule, more where
+    layers lack different ones."""
+    layers_by_launches: dict[tuple[int, ...], dict[str, str]] = {}
+    for layer, launches in wanted.items():
+        if launches:
+            layers_by_launches.setdefault(tuple(launches), {})[layer] = visit.cases[layer]
+    return [
+        visit.model_copy(update={"cases": cases, "launches": list(launches)})
+        for launches, cases in layers_by_launches.items()
+    ]
 
 
 def pairs(job: Job) -> Iterator[Pair]:

@@ -130,7 +130,9 @@ class PlainSink:
             self._say(result_line(case, record))
         if late or last:
             self._last = time.monotonic()
-            left = "" if last else f", about {duration(self._pace.remaining())} left"
+            left = f", about {duration(self._pace.remaining())} left"
+            if last:
+                left = f" in {duration(self._pace.elapsed())}"
             done = f"{self._pace.done_records}/{self._pace.records}"
             self._say(f"[{done}{left}] {result_line(case, record)}")
 
@@ -177,12 +179,16 @@ class LiveSink:
         self._console.print(message, markup=False, highlight=False)
 
     def finished(self) -> None:
+        if self._pace.done_records == self._pace.records:
+            self._where = ""
         self._live.stop()
 
     def _render(self) -> RenderableType:
         if self._task is not None:
             pace = self._pace
             left = f"{pace.done_records}/{pace.records}, about {duration(pace.remaining())} left"
+            if pace.done_records == pace.records:
+                left = f"{pace.done_records}/{pace.records} in {duration(pace.elapsed())}"
             self._bar.update(self._task, completed=pace.done_seconds, left=left)
         where = Text(self._where, style="bold", overflow="ellipsis", no_wrap=True)
         lines: list[RenderableType] = [self._bar, where]

@@ -40,7 +40,7 @@ class Limits:
     least: float = 120.0
     """Between two signs of life, at least."""
     factor: float = 20.0
-    """Between two signs of life: this many times the estimate of the whole point."""
+    """Between two signs of life: this many times the estimate of all layers at the point."""
 
 
 @dataclass
@@ -145,13 +145,20 @@ class _Runner:
         self.setting = Setting(
             machine.device, machine.threads, str((run_dir / CACHE).resolve()), machine.peaks
         )
-        self.point_seconds = {point.id: plan.point_seconds(point) for point in plan.points}
-        self.layers_at = {point.id: len(point.layers) for point in plan.points}
+        self.point_seconds: dict[str, float] = {}
+        """Estimate of a point, one record of each of its cases."""
+        self.seconds: dict[str, float] = {}
+        """Estimate of one record of a case, its part in opening the point included."""
+        for point in plan.points:
+            cases, opening = plan.case_seconds(point), plan.open_seconds(point)
+            self.point_seconds[point.id] = opening + sum(cases.values())
+            opened = opening * plan.processes_at(point) / (point.launches * len(cases))
+            self.seconds |= {case: seconds + opened for case, seconds in cases.items()}
         self.telemetry: Telemetry
 
     def run(self, telemetry_period: float) -> None:
         missing = self._missing()
-        self.sink.started(len(missing), sum(self._seconds(case) for case, _ in missing))
+        self.sink.started(len(missing), sum(self.seconds[case] for case, _ in missing))
         self.telemetry = Telemetry(self.writer.telemetry, period=telemetry_period).start()
         try:
             self._once()
@@ -166,17 +173,15 @@ class _Runner:
         wanted = {(case.id, n) for case in self.plan.cases for n in range(case.launches)}
         return wanted - set(self.records)
 
-    def _seconds(self, case_id: str) -> float:
-        """A case's part of its point's estimate."""
-        point = self.cases[case_id].point
-        return self.point_seconds[point] / self.layers_at[point]
-
     def _once(self) -> None:
         for number, group in enumerate(jobs.once_groups(self.plan)):
-            self._share(group.cases)
-            job = jobs.once_job(self.plan, self.setting, number, group, self._missing())
-            if job.visits:
+            # Again where the case that was to compute an accuracy for others failed: the next tries.
+            while (job := self._once_job(number, group)).visits:
                 self._do(job)
+
+    def _once_job(self, number: int, group: list[Case]) -> Job:
+        self._share(group)
+        return jobs.once_job(self.plan, self.setting, number, group, self._missing())
 
     def _share(self, cases: Iterable[Case]) -> None:
         """Accuracy that an equal case has computed is copied, naming its source."""
@@ -256,7 +261,7 @@ class _Runner:
                 f"the worker of {job.name} could not start ({reason}): {worker.last_words() or 'no message'}",
                 f"see {worker.log}",
             )
-        visit = next(v for v in job.visits if v.point == at["point"])
+        visit = next(v for v in job.visits if v.point == at["point"] and at["launch"] in v.launches)
         dead = [at["case"]] if at["case"] else list(visit.cases.values())
         lost = [(case, at["launch"]) for case in dead if (case, at["launch"]) not in self.records]
         if not lost:
@@ -291,7 +296,7 @@ class _Runner:
         self.writer.records(records)
         for record in records:
             self.records[record.case, record.launch] = record
-            self.sink.recorded(self.cases[record.case], record, self._seconds(record.case))
+            self.sink.recorded(self.cases[record.case], record, self.seconds[record.case])
 
 
 def _copy(source: Record, case: Case) -> Record:

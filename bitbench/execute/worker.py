@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import json
 import os
-import random
 import signal
 import sys
 import traceback
@@ -20,6 +19,7 @@ from typing import Any, TextIO
 from bitbench.errors import UserError
 from bitbench.execute.jobs import Job, Pair, Visit
 from bitbench.execute.outcome import of_exception
+from bitbench.execute.seeds import set_seeds
 from bitbench.measure.host import last_level_cache
 from bitbench.measure.roofline import Peaks, Ruler, measure_peaks
 from bitbench.store.schema import Record
@@ -59,16 +59,6 @@ def set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-def set_seeds(seed: int) -> None:
-    """Seed Python, numpy and torch; workloads draw from generators of their own besides."""
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def do(job: Job, events: Events) -> None:

@@ -49,10 +49,26 @@ def new_run_dir(results_dir: Path, suite: str, now: datetime | None = None) -> P
                 continue
             return run_dir
     except OSError as error:
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        why = "a file is in its place" if in_the_way else error.strerror or error
         raise UserError(
-            f"cannot write the results directory {results_dir}: {error.strerror or error}",
+            f"cannot write the results directory {results_dir}: {why}",
             "give a writable one with --results DIR",
         ) from error
+
+
+def check_writable(directory: Path, option: str) -> None:
+    """Whether ``directory`` could be made and written, without making it.
+
+    Raises :class:`UserError`, naming ``option`` as the remedy.
+    """
+    existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return
+    why = "is not writable" if existing.is_dir() else "is a file"
+    raise UserError(
+        f"cannot write to {directory}: {existing} {why}", f"give a writable one with {option} DIR"
+    )
 
 
 def utc_now() -> str:

@@ -41,6 +41,8 @@ def parse_suite(text: str, name: str = "suite.yaml") -> Suite:
             else "check indentation, brackets and quotes above"
         )
         raise SuiteError(name, [Problem((), f"this is not YAML: {what}", hint, line)]) from error
+    except RecursionError:
+        raise SuiteError(name, [Problem((), "nested too deeply", "a suite needs some five levels")]) from None
     except yaml.YAMLError as error:
         raise SuiteError(name, [Problem((), f"this is not YAML: {error}")]) from error
     if source.empty:

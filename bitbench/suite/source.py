@@ -8,6 +8,9 @@ import yaml
 
 from bitbench.suite.problems import Loc, Problem
 
+MAX_VALUES = 200_000
+"""Values in a suite, aliases written out: a few lines of nested aliases can stand for billions."""
+
 _PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -22,6 +25,7 @@ class Source:
         self.problems: list[Problem] = []
         self._lines: dict[Loc, int] = {}
         self._open: set[int] = set()
+        self._values = 0
         loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
@@ -39,6 +43,11 @@ class Source:
 
     def _value(self, loader: yaml.SafeLoader, node: yaml.Node, loc: Loc) -> Any:
         self._lines.setdefault(loc, node.start_mark.line + 1)
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_VALUES} values, aliases written out", problem_mark=node.start_mark
+            )
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(loader, node)
         if id(node) in self._open:

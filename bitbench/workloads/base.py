@@ -6,7 +6,8 @@ A workload has a torch-free half (:meth:`WorkloadKind.points`, :meth:`~WorkloadK
 
 ``timed`` points are measured by the clock in :mod:`bitbench.measure`: the session builds one
 :class:`Subject` a layer and the clock interleaves them. ``once`` points are measured by the
-session itself, one layer at a time, in a process apart from the timed ones.
+session itself, one layer at a time, in processes apart from the timed ones. What a session holds
+(a loaded model, a tokenised text) serves all its layers.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ class Session(ABC):  # noqa: B024 - timed and once sessions implement different 
         raise TypeError(f"{type(self).__name__} has no timed points")
 
     def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002
-        """Once points: run the measurement of one layer; ``replicate`` numbers the seed."""
+        """Once points: run the measurement of one layer; ``replicate`` numbers the seed.
+
+        Called for one layer after the other: what one made must be free again when it returns.
+        """
         raise TypeError(f"{type(self).__name__} has no once points")
 
     def close(self) -> None:  # noqa: B027 - a hook, empty for most sessions
@@ -177,7 +181,12 @@ class WorkloadKind(ABC):
 
     @abstractmethod
     def estimate(self, spec: Any, plan: PointPlan, layer: LayerSpec) -> float:
-        """Seconds one launch of one layer takes here, to plan with. Torch-free."""
+        """Seconds one launch of one layer takes here on an idle machine of two cores, to plan with;
+        :meth:`estimate_open` apart. Torch-free."""
+
+    def estimate_open(self, spec: Any, plan: PointPlan) -> float:  # noqa: ARG002
+        """Seconds :meth:`open` takes: once for all layers of a point that share a process."""
+        return 0.0
 
     def data(self, spec: Any) -> list[str]:  # noqa: ARG002
         """Catalog names this entry needs; fetched before anything is measured."""

@@ -40,11 +40,14 @@ PROMPT = (
 STEP_SECONDS_PER_NUMBER = 1.5e-10
 """One token of a float model on two cores: 20 ms for SmolLM2."""
 
-STEPS_PER_LAUNCH = 45
-"""Steps a launch takes for each layer: warm-up, timed blocks, two checks and the untimed split."""
+UNTIMED_STEPS = 30
+"""Steps of a launch for each layer beside the timed ones: prompt, warm-up, two checks, the split."""
 
-LAYERS_SHARING_A_LOAD = 8
-"""All layers of a launch read the model once; a suite has about so many."""
+PREPARE_SECONDS_PER_NUMBER = 4e-9
+"""Take over a conversion that the run has cached: half a second for SmolLM2."""
+
+TIMED_SECONDS = 0.64
+"""Some 32 tokens of the float model on two cores."""
 
 SPLIT_STEPS = 8
 """Untimed steps the split is the median of."""
@@ -71,8 +74,11 @@ class DecodeWorkload(WorkloadKind):
 
     def estimate(self, spec: DecodeSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
         numbers, _ = parameter_counts(spec.model)
-        load = LOAD_SECONDS_PER_NUMBER * numbers / LAYERS_SHARING_A_LOAD
-        return load + STEPS_PER_LAUNCH * STEP_SECONDS_PER_NUMBER * numbers
+        steps = UNTIMED_STEPS * STEP_SECONDS_PER_NUMBER * numbers
+        return PREPARE_SECONDS_PER_NUMBER * numbers + steps + TIMED_SECONDS
+
+    def estimate_open(self, spec: DecodeSpec, plan: PointPlan) -> float:  # noqa: ARG002
+        return LOAD_SECONDS_PER_NUMBER * parameter_counts(spec.model)[0]
 
     def data(self, spec: DecodeSpec) -> list[str]:
         return catalog_names(spec.model)
@@ -123,8 +129,7 @@ class DecodeSession(Session):
 class DecodeSubject(Subject):
     """One converted model with its prompt read into the cache."""
 
-    seconds = 0.64
-    """Some 32 tokens of the float model on two cores."""
+    seconds = TIMED_SECONDS
 
     def __init__(self, session: DecodeSession, converted: Converted) -> None:
         import torch

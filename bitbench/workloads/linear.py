@@ -42,6 +42,18 @@ MEMORY_SHARE = 0.1
 """Part of the available memory that the copies of one layer may take: a point holds some ten
 layers at once."""
 
+# What the estimate is made of, measured on two cores of a server (AVX-512).
+LEDGER_SECONDS_PER_WEIGHT = 2e-8
+BUILD_SECONDS_PER_WEIGHT = 1.6e-8
+"""Draw a layer, pack it and check it twice, the mean over kinds."""
+COPIES_SECONDS = 0.1
+"""Copy one layer until it is cold: as many bytes whatever its size."""
+BUDGET_SECONDS = 0.15
+"""What the clock spends on a layer (:class:`bitbench.measure.clock.Budget`)."""
+CALLS = 7
+"""Least calls of a layer in a launch: first and warm-up, a mirrored pair of turns, two checks."""
+OPERATIONS_PER_SECOND = 150e9
+
 EDGE_ROWS = 128
 RANDOM_BLOCKS, BLOCK_ROWS = 4, 64
 CHECK_TOKENS = 16
@@ -89,12 +101,12 @@ class LinearWorkload(WorkloadKind):
     def estimate(self, spec: LinearSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
         out_features, in_features = plan.params["shape"]
         weights = out_features * in_features
-        build = 20e-9 * weights + 0.01
         if plan.phase == "once":
-            return 2 * build + 0.1
-        call = 2.0 * weights * plan.params["tokens"] / 150e9
-        copies = 0.1 if plan.params["cache"] == "cold" else 0.0
-        return build + copies + max(0.2, 7 * call) + 0.05
+            return LEDGER_SECONDS_PER_WEIGHT * weights + 0.1
+        build = BUILD_SECONDS_PER_WEIGHT * weights
+        copies = COPIES_SECONDS if plan.params["cache"] == "cold" else 0.0
+        call = 2.0 * weights * plan.params["tokens"] / OPERATIONS_PER_SECOND
+        return build + copies + max(BUDGET_SECONDS, CALLS * call)
 
     def open(self, spec: LinearSpec, params: dict[str, Any], context: Context) -> LinearSession:
         return LinearSession(spec, params, context)

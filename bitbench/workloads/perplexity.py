@@ -22,10 +22,10 @@ from bitbench.workloads.language_model import LOAD_SECONDS_PER_NUMBER, LanguageM
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONVERT_SECONDS_PER_NUMBER = 1.2e-8
-"""Convert one weight to one component: about a second for SmolLM2's blocks."""
+CONVERT_SECONDS_PER_NUMBER = 5e-9
+"""Convert one weight to one component: half a second for SmolLM2's blocks."""
 
-COMPONENT_SECONDS_PER_NUMBER = 6e-8
+COMPONENT_SECONDS_PER_NUMBER = 5e-8
 """Fit one more component, scales per row. Scales per group take :data:`GROUPED_COST` times that."""
 
 GROUPED_COST = 3.0
@@ -66,7 +66,10 @@ class PerplexityWorkload(WorkloadKind):
     def estimate(self, spec: PerplexitySpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
         numbers, converted = parameter_counts(spec.model)
         score = SCORE_SECONDS_PER_NUMBER_TOKEN * numbers * spec.windows * spec.length
-        return LOAD_SECONDS_PER_NUMBER * numbers + convert_seconds(layer) * converted + score
+        return convert_seconds(layer) * converted + score
+
+    def estimate_open(self, spec: PerplexitySpec, plan: PointPlan) -> float:  # noqa: ARG002
+        return LOAD_SECONDS_PER_NUMBER * parameter_counts(spec.model)[0]
 
     def data(self, spec: PerplexitySpec) -> list[str]:
         return [*catalog_names(spec.model), *catalog_names(spec.text)]

@@ -49,7 +49,7 @@ def test_plain_columns(path: str, capsys: pytest.CaptureFixture[str]) -> None:
         ["linear/8x8/tokens=2/cache=hot", "3 launches", "all but d"],
         ["pretrain/model=gpt-nano/text=synthetic/steps=400", "2 seeds", "linear, a"],
     ]
-    assert last.startswith("demo: 4 points, 16 cases, 5 layers, 3 launches; about ")
+    assert last.startswith("demo: 4 points, 5 layers, 16 cases, 3 launches; about ")
 
 
 def test_a_table_on_a_terminal() -> None:
@@ -58,7 +58,7 @@ def test_a_table_on_a_terminal() -> None:
     text = out.getvalue()
     assert "\x1b[" in text
     assert "linear/8x16/memory" in text
-    assert "4 points, 16 cases" in text
+    assert "4 points, 5 layers, 16 cases" in text
 
 
 def test_data_to_fetch_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

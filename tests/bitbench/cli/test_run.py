@@ -60,7 +60,7 @@ def test_a_run_says_what_it_does_and_leaves_run_and_report(
     assert code == Exit.OK
     run = load_run(only_run(tmp_path))
     announced = out[: out.index(f"results: {run.path}")]
-    for part in ("tiny: A tiny suite", "2 points, 2 layers, 4 cases, 2 launches; about", "1 threads"):
+    for part in ("tiny: A tiny suite", "2 points, 2 layers, 4 cases, 2 launches; about", "; 1 thread\n"):
         assert part in announced
     assert run.missing() == set()
     assert {record.status for record in run.records} == {Status.OK}
@@ -79,6 +79,11 @@ def test_a_run_says_what_it_does_and_leaves_run_and_report(
     assert main(["run", str(tmp_path / "tiny.yaml"), "--resume", *places(tmp_path)]) == Exit.OK
     assert (run.path / "samples.jsonl").read_bytes() == before
     assert "6 of 6 measurements are there" in capsys.readouterr().out
+
+    # Nor is it taken for a run of what the suite has become since.
+    suite_in(tmp_path, tokens="[2]")
+    assert main(["run", str(tmp_path / "tiny.yaml"), "--resume", *places(tmp_path)]) == Exit.USAGE
+    assert "workloads[0].tokens[0]: 1 then, 2 now" in capsys.readouterr().err
 
 
 def test_interrupt_says_how_to_go_on_and_resume_does(
@@ -116,6 +121,9 @@ def test_interrupt_says_how_to_go_on_and_resume_does(
     lines = (run_dir / "samples.jsonl").read_text().splitlines()
     assert len(lines) == len(run.records)
 
+    # A run is known by its name too.
+    assert main(["run", "--resume", run_dir.name, *places(tmp_path)]) == Exit.OK
+
 
 def test_terminate_is_an_interrupt() -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -144,8 +152,10 @@ def test_cuda_suite_without_cuda_is_refused(tmp_path: Path, capsys: pytest.Captu
         (["run", "{folder}/missing.yaml"], "missing.yaml"),
         (["run", "--resume"], "no run under"),
         (["run", "--resume", "{folder}"], "is not a run"),
+        (["run", "--resume", "{folder}/gone"], "neither a run nor a suite"),
         (["run", "{suite}", "--resume"], "no run of suite 'tiny'"),
         (["run", "{suite}", "--only", "nothing-like-it"], "no case matches"),
+        (["run", "{suite}", "--threads", "100000"], "100000 threads are more than"),
     ],
 )
 def test_wrong_usage_is_one_message_and_leaves_nothing(
@@ -164,3 +174,40 @@ def test_unwritable_results_directory(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "results").write_text("a file stands in the way")
     assert main(["run", str(suite_in(tmp_path)), *places(tmp_path)]) == Exit.USAGE
     assert "--results DIR" in capsys.readouterr().err
+
+
+def test_unwritable_reports_directory_is_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reports").write_text("a file stands in the way")
+    assert main(["run", str(suite_in(tmp_path)), *places(tmp_path)]) == Exit.USAGE
+    assert "--reports DIR" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_report_interrupted_leaves_the_run_and_says_how_to_write_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitbench import report
+
+    def interrupted(*_: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "write", interrupted)
+    code = main(["run", str(suite_in(tmp_path)), "--only", "memory", "--threads", "1", *places(tmp_path)])
+    assert code == Exit.INTERRUPTED
+    run_dir = only_run(tmp_path)
+    assert f"bitbench report {run_dir}" in capsys.readouterr().out
+    assert load_run(run_dir).missing() == set()
+
+
+def test_a_reader_who_leaves_is_no_failed_claim(tmp_path: Path) -> None:
+    code = f"import sys; from bitbench.cli import main; sys.exit(main(['plan', {str(suite_in(tmp_path))!r}]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == Exit.TOOL

@@ -115,6 +115,10 @@ def test_verify_reads_every_byte() -> None:
     assert present("toy") == folder
     [problem] = verify("toy")
     assert "model.bin has sha256" in problem
+    assert ensure("toy") == folder
+    assert verify("toy") == [problem]
+    assert ensure("toy", thorough=True) == folder
+    assert verify("toy") == []
 
 
 @pytest.mark.usefixtures("registry")

@@ -28,3 +28,8 @@ def test_name_licence_and_place_are_shown(
     output.truncate(0)
     assert progress.fetch_shown(["toy"], console) == {"toy": folder}
     assert output.getvalue() == ""
+
+    (folder / "texts" / "a.txt").write_bytes(b"FIRST")  # as long as before: only its bytes tell
+    assert progress.fetch_shown(["toy"], console) == {"toy": folder}
+    assert "toy in the cache is damaged" in output.getvalue()
+    assert (folder / "texts" / "a.txt").read_bytes() == b"first"

@@ -72,7 +72,7 @@ def test_plain_lines_tell_each_failure_once_and_the_end() -> None:
     lines = out.getvalue().splitlines()
     assert lines == [
         "linear/8x8/tokens=1/ternary  oom: no room",
-        "[3/3] linear/8x8/tokens=1/ternary  41.2 us",
+        "[3/3 in 0 s] linear/8x8/tokens=1/ternary  41.2 us",
     ]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,65 @@ def test_sigkill_is_oom_only_when_memory_was_short(
     assert statuses(run) == {"good": Status.OK, "killed": Status.OOM if short else Status.CRASH}
 
 
-def test_once_jobs_come_first_one_process_a_layer(
+def test_once_jobs_come_first_and_bytes_share_a_process(
     plan_of: Any, run_of: Any, tmp_path: Path, plugin: Path
 ) -> None:
     run = run_of(plan_of({"a": {}, "b": {}}, exact=2), tmp_path / "run")
-    lines = [line.split() for line in plugin.read_text().splitlines() if not line.startswith("open")]
-    kinds = [line[0] for line in lines]
-    assert kinds == ["measure"] * 4 + ["build"] * 2
-    processes: dict[str, set[str]] = {}
-    for line in lines:
-        processes.setdefault(line[4] if line[0] == "measure" else "timed", set()).add(line[1])
-    assert all(len(pids) == 1 for pids in processes.values())
-    assert len(set().union(*processes.values())) == 3
+    lines = [line.split() for line in plugin.read_text().splitlines()]
+    measured = [(words[3], words[4]) for words in lines if words[0] == "measure"]
+    assert measured == [("0", "a"), ("0", "b"), ("1", "a"), ("1", "b")]
+    kinds = [words[0] for words in lines]
+    assert kinds == ["open", *["measure"] * 2, "open", *["measure"] * 2, "open", *["build"] * 2]
+    assert len({words[1] for words in lines[:6]}) == 1
+    assert len({words[1] for words in lines}) == 2
     assert_complete(run)
+
+
+def test_accuracy_of_an_entry_opens_once_for_all_layers(
+    plan_of: Any, run_of: Any, tmp_path: Path, plugin: Path
+) -> None:
+    layers: dict[str, Any] = {"a": {"sense": 1}, "a-too": {"sense": 1}, "b": {"sense": 2}}
+    run = run_of(plan_of(layers, timed=0, documents=1), tmp_path / "run")
+    assert [line.split()[0] for line in plugin.read_text().splitlines()] == ["open", "measure", "measure"]
+    assert_complete(run)
+    found = {r.case: r.metrics["quality.perplexity"] for r in run.records}
+    case = {c.layer: c.id for c in run.cases}
+    # The random streams of the process start afresh for every layer: no layer's number depends on
+    # which others were measured before it.
+    assert found[case["a"]] - 1 == pytest.approx(found[case["b"]] - 2)
+    alone = run_of(plan_of({"b": {"sense": 2}}, timed=0, documents=1), tmp_path / "alone")
+    assert alone.records[0].metrics["quality.perplexity"] == found[case["b"]]
+
+
+@pytest.mark.parametrize("phase", ["exact", "documents"])
+def test_a_failure_in_a_shared_process_costs_its_case_only(
+    plan_of: Any, run_of: Any, tmp_path: Path, plugin: Path, phase: str
+) -> None:
+    layers = {
+        "good": {},
+        "aborts": {"does": "abort", "sense": 1},
+        "raises": {"does": "raise", "sense": 2},
+        "hangs": {"does": "hang", "sense": 3},
+        "memory": {"does": "memory", "sense": 4},
+        "refuses": {"does": "refuse", "sense": 5},
+        "last": {"sense": 6},
+        "same-as-aborts": {"sense": 1},
+    }
+    plan = plan_of(layers, timed=0, **{phase: 1})
+    run = run_of(plan, tmp_path / "run", limits=Limits(start=120, least=2, factor=0))
+    assert statuses(run) == {
+        "good": Status.OK,
+        "aborts": Status.CRASH,
+        "raises": Status.ERROR,
+        "hangs": Status.TIMEOUT,
+        "memory": Status.OOM,
+        "refuses": Status.UNSUPPORTED,
+        "last": Status.OK,
+        "same-as-aborts": Status.OK,
+    }
+    assert_complete(run)
+    log = [line.split() for line in plugin.read_text().splitlines()]
+    assert sorted(words[4] for words in log if words[0] == "measure") == sorted(layers)
 
 
 def test_equal_numerics_are_computed_once(
@@ -258,10 +305,21 @@ def test_resume_refuses_another_suite_and_names_what_differs(
     plan_of: Any, run_of: Any, tmp_path: Path
 ) -> None:
     run_of(plan_of({"a": {}}), tmp_path / "run")
-    with pytest.raises(UserError, match="suite") as caught:
+    with pytest.raises(UserError, match=r"suite 'fakes': layers\.a\.sense: 0 then, 3 now") as caught:
         run_of(plan_of({"a": {"sense": 3}}), tmp_path / "run", resume=True)
-    assert "cases" in str(caught.value)
     assert "--resume" in caught.value.remedy
+    with pytest.raises(UserError, match=r"layers\.b: absent then"):
+        run_of(plan_of({"a": {}, "b": {}}), tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match=r"workloads\[0\]\.timed: 1 then, 2 now"):
+        run_of(plan_of({"a": {}}, timed=2), tmp_path / "run", resume=True)
+
+
+def test_resume_refuses_another_extent(plan_of: Any, run_of: Any, tmp_path: Path) -> None:
+    plan = plan_of({"a": {}}, timed=2)
+    run_of(plan, tmp_path / "run")
+    fewer = replace(plan, points=plan.points[:1], cases=plan.cases[:1])
+    with pytest.raises(UserError, match=r"--only or --launches: 2 cases, 2 measurements .* then, 1 case"):
+        run_of(fewer, tmp_path / "run", resume=True)
 
 
 def test_resume_refuses_other_code(

@@ -8,6 +8,8 @@ as a user would before accepting it.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from bitbench.errors import Exit
@@ -426,6 +428,12 @@ def test_all_mistakes_are_told_at_once_in_file_order() -> None:
         ("a: \x00\n", "this is not YAML: unacceptable character"),
         ("schema: 1\n---\nschema: 1\n", "this is not YAML: expected a single document"),
         ("? [1, 2]\n: 3\n", "a key must be text"),
+        ("[" * 5000, "nested too deeply"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in pairwise("abcdefghijkl")),
+            "more than 200000 values, aliases written out",
+        ),
     ],
 )
 def test_what_is_no_suite_at_all(text: str, message: str) -> None:

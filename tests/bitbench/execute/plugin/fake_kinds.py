@@ -7,6 +7,7 @@ named by FAKE_LOG: tests read from it what was really visited.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ class FakeSpec(WorkloadSpec):
     exact: int = 0
     scored: int = 0
     seeds: int = 1
+    documents: int = 0
     estimate: float = 0.01
 
 
@@ -136,6 +138,8 @@ class FakeSession(Session):
         misbehave(spec)
         if self.params["measure"] == "bytes":
             return Outcome({"memory.layer_bytes": 8.0 + self.params["n"]})
+        if self.params["measure"] == "text":
+            return Outcome({"quality.perplexity": random.random() + spec.sense})
         return Outcome(
             {"quality.perplexity": 20.0 + spec.sense + replicate, "memory.model_bytes": 1.0},
             {"quality.nll": [1.0, 2.0]},
@@ -145,7 +149,7 @@ class FakeSession(Session):
 class FakeWorkload(WorkloadKind):
     name = "fake"
     spec = FakeSpec
-    axes = ("timed", "exact", "scored", "seeds")
+    axes = ("timed", "exact", "scored", "seeds", "documents")
 
     def points(self, spec: FakeSpec) -> list[PointPlan]:
         return [
@@ -154,6 +158,10 @@ class FakeWorkload(WorkloadKind):
             *(
                 PointPlan({"measure": "score", "n": n}, "once", "seeds", spec.seeds)
                 for n in range(spec.scored)
+            ),
+            *(
+                PointPlan({"measure": "text", "n": n}, "once", "documents", spec.seeds)
+                for n in range(spec.documents)
             ),
         ]
 
