@@ -23,12 +23,20 @@ from bitbench.store.reader import load_run
 _CLAIM_STYLE = {ClaimStatus.PASS: "green", ClaimStatus.FAIL: "red", ClaimStatus.INCONCLUSIVE: "yellow"}
 # A mark beside each colour: the table must be readable without one.
 _MARKS = {Word.FASTER: "+", Word.SLOWER: "-", Word.SAME: "=", Word.INCONCLUSIVE: "?"}
+_FIGURES = (
+    ("decode", "decode.tokens_per_second", "tokens/s"),
+    ("perplexity", "quality.perplexity", "perplexity"),
+    ("pretrain", "training.bits_per_byte", "bits/byte"),
+)
+"""Workload, its headline metric, and the column's head."""
 _STYLES = {Word.FASTER: "green", Word.SLOWER: "red"}
 
 
 def show(run_dir: Path, console: Console, report: Path | None = None) -> None:
     """Print the table of layers, the claims and, where given, the place of the report."""
     summary = summarise(load_run(run_dir))
+    info = summary.run.info
+    console.print(f"[italic]{escape(info.suite['name'])}: {escape(info.run)}[/]", highlight=False)
     console.print(layer_table(summary))
     for note in caveats(summary):
         console.print(f"[yellow]note[/] {escape(note)}")
@@ -72,35 +80,30 @@ def _measured(result: ClaimResult) -> str:
 
 
 def layer_table(summary: Summary) -> Table:
-    """Bits, memory, speed-ups, tokens per second and perplexity, one row a layer."""
+    """Bits, memory, speed-ups, tokens per second, perplexity and bits per byte: those of them that
+    the run measured, one row a layer."""
     points = linear_points(summary)
     found = [totals(summary, point) for point in points]
-    decoded = bool(summary.select("decode"))
-    judged = bool(summary.select("perplexity"))
+    figures = [column for column in _FIGURES if summary.select(column[0])]
+    weighed = any(ledger_case(summary, layer) for layer in summary.layers)
     caption = f"Speed-up against {summary.baseline}; + faster, - slower, = same, ? inconclusive at 99 %"
-    title = f"{summary.run.info.suite['name']}: {summary.run.info.run}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.caption = caption if points and not summary.quick else None
     table.caption_justify = "left"
     table.add_column("layer", no_wrap=True)
-    for name in ("bits", "vs fp32"):
+    for name in ("bits", "vs fp32") if weighed else ():
         table.add_column(name, justify="right", no_wrap=True)
     for tokens, cache in points:
         table.add_column(f"M={tokens}\n{cache}", justify="right", no_wrap=True)
-    if decoded:
-        table.add_column("tokens/s", justify="right", no_wrap=True)
-    if judged:
-        table.add_column("perplexity", justify="right", no_wrap=True)
+    for _, _, name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
     for layer in summary.layers:
         row = [
             escape(layer),
-            *_memory(summary, layer),
+            *(_memory(summary, layer) if weighed else ()),
             *(_speed(total.get(layer), layer, summary) for total in found),
+            *(_figure(summary, workload, layer, metric) for workload, metric, _ in figures),
         ]
-        if decoded:
-            row.append(_figure(summary, "decode", layer, "decode.tokens_per_second"))
-        if judged:
-            row.append(_figure(summary, "perplexity", layer, "quality.perplexity"))
         table.add_row(*row)
     return table
 

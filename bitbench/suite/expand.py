@@ -173,7 +173,8 @@ def expand(
     ``only`` keeps cases whose id starts with, or whose label contains or matches (``*``, ``?``),
     one of the given patterns; the baseline is kept beside every kept timed or scored case, or
     ratios could not be given. ``launches`` and ``seed`` override the suite. ``device`` leaves out
-    entries whose ``when`` asks for another; None keeps them.
+    entries whose ``when`` asks for another; None keeps them. ``quick`` keeps the first entry of
+    each workload kind, cut down as the kind sees fit.
 
     Raises :class:`UserError` where ``only`` or ``device`` leaves nothing to measure.
     """
@@ -181,6 +182,8 @@ def expand(
     merged: dict[str, Point] = {}
     for index, entry in enumerate(suite.workloads):
         if entry.when and device and entry.when.device != device:
+            continue
+        if quick and entry.kind in {p.workload for p in merged.values()}:
             continue
         own = timed_launches if launches or quick or entry.launches is None else entry.launches
         for spec, plan in entry_points(entry, suite, quick=quick):

@@ -46,10 +46,10 @@ UNTIMED_STEPS = 30
 PREPARE_SECONDS_PER_NUMBER = 4e-9
 """Take over a conversion that the run has cached: half a second for SmolLM2."""
 
-TIMED_SECONDS = 0.64
-"""Some 32 tokens of the float model on two cores."""
+TIMED_SECONDS = 0.02
+"""Timed per token of a sequence and launch: a float model's time on two cores."""
 
-SPLIT_STEPS = 8
+SPLIT_STEPS = 6
 """Untimed steps the split is the median of."""
 
 
@@ -75,7 +75,7 @@ class DecodeWorkload(WorkloadKind):
     def estimate(self, spec: DecodeSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
         numbers, _ = parameter_counts(spec.model)
         steps = UNTIMED_STEPS * STEP_SECONDS_PER_NUMBER * numbers
-        return PREPARE_SECONDS_PER_NUMBER * numbers + steps + TIMED_SECONDS
+        return PREPARE_SECONDS_PER_NUMBER * numbers + steps + TIMED_SECONDS * spec.tokens
 
     def estimate_open(self, spec: DecodeSpec, plan: PointPlan) -> float:  # noqa: ARG002
         return LOAD_SECONDS_PER_NUMBER * parameter_counts(spec.model)[0]
@@ -129,8 +129,6 @@ class DecodeSession(Session):
 class DecodeSubject(Subject):
     """One converted model with its prompt read into the cache."""
 
-    seconds = TIMED_SECONDS
-
     def __init__(self, session: DecodeSession, converted: Converted) -> None:
         import torch
 
@@ -140,6 +138,7 @@ class DecodeSubject(Subject):
         self.converted = converted
         self.model = converted.model
         self.max_calls = session.spec.tokens
+        self.seconds = TIMED_SECONDS * session.spec.tokens
         self.on_gpu = session.context.device != "cpu"
         capacity = session.spec.prompt_tokens + session.spec.tokens
         self.cache = KVCache(self.model.config, capacity, device=session.context.device)

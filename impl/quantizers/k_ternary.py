@@ -28,7 +28,10 @@ MAX_JOINT_COMPONENTS = 5
 # Largest level over largest magnitude, for starts with evenly spaced levels (scales in the ratio
 # 1 : 1/3 : 1/9 ...). Rows with heavy tails want their levels nearer to zero.
 _START_RANGES = (0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.0)
-_MAX_STEPS = 20
+# Steps from each start before the worse one is given up, and then from the better one. On real
+# weights 4 + 12 come within 0.5 % of the error of 20 from both, in two thirds of the time.
+_TRIAL_STEPS = 4
+_MAX_STEPS = 12
 _MIN_IMPROVEMENT = 5e-4  # relative, of a block's squared error in one step
 
 
@@ -142,9 +145,9 @@ def _fit_levels(x: Tensor, greedy_scales: Tensor) -> Tensor:
     """Scales [rows, k], float32 and not negative, whose 3^k levels fit the rows of ``x`` best."""
     rows = _SortedRows(x)
     starts = (greedy_scales.T.to(torch.float64), _best_even_start(rows, greedy_scales.shape[0]))
-    refined = [_alternate(rows, start) for start in starts]
-    best = refined[0][1] <= refined[1][1]
-    return torch.where(best.unsqueeze(-1), refined[0][0], refined[1][0]).to(torch.float32)
+    (first, first_error), (second, second_error) = (_alternate(rows, s, _TRIAL_STEPS) for s in starts)
+    better = torch.where((first_error <= second_error).unsqueeze(-1), first, second)
+    return _alternate(rows, better, _MAX_STEPS)[0].to(torch.float32)
 
 
 def _best_even_start(rows: _SortedRows, k: int) -> Tensor:
@@ -161,13 +164,13 @@ def _best_even_start(rows: _SortedRows, k: int) -> Tensor:
     return best_scales
 
 
-def _alternate(rows: _SortedRows, scales: Tensor) -> tuple[Tensor, Tensor]:
+def _alternate(rows: _SortedRows, scales: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Alternate nearest levels and least-squares scales; the best scales seen and their error."""
     k = scales.shape[-1]
     combinations = _combinations(k, scales.device)
     products = (combinations.unsqueeze(-1) * combinations.unsqueeze(-2)).view(-1, k * k)
     best_scales, best_error = scales, torch.full_like(rows.energy, torch.inf)
-    for _ in range(_MAX_STEPS):
+    for _ in range(steps):
         scales = scales.abs().sort(dim=-1, descending=True).values
         levels, order = _levels(scales)
         counts, sums = rows.statistics(levels)

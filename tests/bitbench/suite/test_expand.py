@@ -223,3 +223,14 @@ def test_accuracy_is_estimated_once_for_equal_numerics() -> None:
         return plan.point_seconds(plan.points[0])
 
     assert seconds("linear", "ternary", "ternary-2bit") == seconds("linear", "ternary") > seconds("linear")
+
+
+def test_quick_keeps_the_first_entry_of_each_workload() -> None:
+    entries = [
+        {"kind": "linear", "shapes": [[8, 8]], "tokens": [1]},
+        {"kind": "linear", "shapes": [[16, 16], [8, 16]], "tokens": [1, 4]},
+        {"kind": "decode", "model": "tiny-random"},
+    ]
+    plan = expand(suite(workloads=entries), quick=True)
+    assert {p.workload for p in plan.points} == {"linear", "decode"}
+    assert {tuple(p.params["shape"]) for p in plan.points if p.workload == "linear"} == {(8, 8)}
