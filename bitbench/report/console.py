@@ -23,6 +23,8 @@ from bitbench.store.reader import load_run
 _CLAIM_STYLE = {ClaimStatus.PASS: "green", ClaimStatus.FAIL: "red", ClaimStatus.INCONCLUSIVE: "yellow"}
 # A mark beside each colour: the table must be readable without one.
 _MARKS = {Word.FASTER: "+", Word.SLOWER: "-", Word.SAME: "=", Word.INCONCLUSIVE: "?"}
+_WIDE = 1000
+"""Columns that any table fits into."""
 _FIGURES = (
     ("decode", "decode.tokens_per_second", "tokens/s"),
     ("perplexity", "quality.perplexity", "perplexity"),
@@ -37,7 +39,11 @@ def show(run_dir: Path, console: Console, report: Path | None = None) -> None:
     summary = summarise(load_run(run_dir))
     info = summary.run.info
     console.print(f"[italic]{escape(info.suite['name'])}: {escape(info.run)}[/]", highlight=False)
-    console.print(layer_table(summary))
+    tables = [layer_table(summary)]
+    if console.measure(tables[0], options=console.options.update(width=_WIDE)).maximum > console.width:
+        tables = [layer_table(summary, speeds=False), layer_table(summary, others=False)]
+    for table in tables:
+        console.print(table)
     for note in caveats(summary):
         console.print(f"[yellow]note[/] {escape(note)}")
     show_claims(evaluate(summary), console, grouped=True)
@@ -79,14 +85,14 @@ def _measured(result: ClaimResult) -> str:
     return f"{with_interval(deciding.value, unit)}, "
 
 
-def layer_table(summary: Summary) -> Table:
+def layer_table(summary: Summary, *, speeds: bool = True, others: bool = True) -> Table:
     """Bits, memory, speed-ups, tokens per second, perplexity and bits per byte: those of them that
-    the run measured, one row a layer."""
-    points = linear_points(summary)
+    the run measured, one row a layer. A narrow terminal gets ``speeds`` and ``others`` apart."""
+    points = linear_points(summary) if speeds else []
     found = [totals(summary, point) for point in points]
-    figures = [column for column in _FIGURES if summary.select(column[0])]
-    weighed = any(ledger_case(summary, layer) for layer in summary.layers)
-    caption = f"Speed-up against {summary.baseline}; + faster, - slower, = same, ? inconclusive at 99 %"
+    figures = [column for column in _FIGURES if others and summary.select(column[0])]
+    weighed = others and any(ledger_case(summary, layer) for layer in summary.layers)
+    caption = f"Speed-up over {summary.baseline}; + faster, - slower, = same, ? inconclusive (99 %)"
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.caption = caption if points and not summary.quick else None
     table.caption_justify = "left"

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from rich.console import Console
 
 from bitbench.analysis.claims import evaluate
@@ -57,3 +58,12 @@ def test_a_quick_run_groups_the_claims_it_leaves_open(run_maker: ModuleType, tmp
 
 def test_a_suite_without_claims_says_so(run_maker: ModuleType, tmp_path: Path) -> None:
     assert "makes no claims" in printed(run_maker.write_run(tmp_path, claims=[]))
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_figure_is_cut_off_whatever_the_width(stored_run: Path, width: int) -> None:
+    shown = io.StringIO()
+    show(stored_run, Console(file=shown, width=width))
+    table = shown.getvalue().partition("Claims")[0].partition("note")[0]
+    assert "…" not in table
+    assert table.count("\nlinear ") == (1 if width == 200 else 2)

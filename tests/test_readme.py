@@ -1,0 +1,39 @@
+"""README.md shows no number that a stored run does not hold, and no command that does not exist."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from rich.console import Console
+from typer.main import get_command
+
+from bitbench.analysis.summary import summarise
+from bitbench.cli import create_app
+from bitbench.report.console import layer_table
+from bitbench.store.reader import load_run
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_is_that_of_the_stored_run() -> None:
+    (run,) = set(re.findall(r"stored run `(results/[^`]+)`", README))
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(layer_table(summarise(load_run(ROOT / run))))
+    table = "\n".join(line.rstrip() for line in shown.getvalue().rstrip().splitlines())
+    assert f"```text\n{table}\n```" in README
+
+
+def test_every_link_leads_to_a_file() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_every_command_named_exists() -> None:
+    named = set(re.findall(r"`bitbench ([a-z]+)", README))
+    known = set(get_command(create_app()).commands)  # type: ignore[attr-defined]
+    assert named
+    assert named <= known
