@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,14 +34,6 @@ class Verdict:
     reason: str = ""
     effect: Estimate | None = None
     """Speed-up with its interval at :data:`JUDGE_CONFIDENCE`."""
-
-    @property
-    def smallest_visible(self) -> float | None:
-        """Smallest change that this many launches, as noisy as these, could have told from none,
-        as a factor above 1."""
-        if self.effect is None or self.effect.low is None or self.effect.high is None:
-            return None
-        return (1 + MINIMUM_EFFECT) * math.sqrt(self.effect.high / self.effect.low)
 
 
 def judge(speedup: Series, against: str) -> Verdict:

@@ -17,8 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bitbench.errors import UserError
 from bitbench.plugins import did_you_mean, join_names
 
-CATALOG_SCHEMA = 1
-
 Holds = Literal["causal-lm", "encoder", "text"]
 
 

@@ -55,8 +55,8 @@ class LayerKind(ABC):
 
     @abstractmethod
     def numerics(self, spec: Any) -> dict[str, Any]:
-        """The part of ``spec`` that fixes the layer's outputs: packing formats that decode to the
-        same weights share it."""
+        """The part of ``spec`` that fixes the layer's outputs and gradients, and so any accuracy:
+        packing formats that decode to the same weights share it."""
 
     def input_dtype(self, spec: Any) -> str:  # noqa: ARG002
         """Type of the activations to feed this layer when measured alone: ``float32``,

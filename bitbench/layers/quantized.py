@@ -74,7 +74,7 @@ class Quantized(LayerKind):
         return LayerCost(codes, scales, k * FORMAT_BITS[self.format(spec)], k * passes * weights, compute)
 
     def numerics(self, spec: Any) -> dict[str, Any]:
-        return spec.model_dump(mode="json", exclude={"kind", "format", "ste"})
+        return spec.model_dump(mode="json", exclude={"kind", "format"})
 
     def random(self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int) -> nn.Module:
         import torch

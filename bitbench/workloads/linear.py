@@ -14,7 +14,7 @@ from bitbench.layers import registry
 from bitbench.layers.base import LayerKind, LayerSpec
 from bitbench.measure.host import last_level_cache, memory_available
 from bitbench.measure.memory import file_bytes, ledger, peak_of
-from bitbench.measure.roofline import Work
+from bitbench.measure.roofline import READ_CACHES, Work
 from bitbench.store.schema import Check
 from bitbench.suite.shapes import Shapes
 from bitbench.workloads.base import (
@@ -131,7 +131,9 @@ class LinearSession(Session):
             made,
             modules,
             self.input(made.dtype, self.params["tokens"]),
-            from_memory=cold or made.weight_bytes > COLD_FACTOR * cache > 0,
+            # Of weights called again and again a cache may keep a part; of as many as the bandwidth
+            # was measured with, no more than it kept then.
+            from_memory=cold or made.weight_bytes >= READ_CACHES * cache > 0,
             why_not_cold=why,
             seed=self.context.seed,
         )

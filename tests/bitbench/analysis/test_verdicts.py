@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitbench.analysis.statistics import Series
-from bitbench.analysis.verdicts import MINIMUM_EFFECT, Word, judge, not_comparable
+from bitbench.analysis.verdicts import Word, judge, not_comparable
 
 OPPOSITE = {Word.FASTER: Word.SLOWER, Word.SLOWER: Word.FASTER}
 
@@ -39,7 +39,6 @@ def test_one_launch_decides_nothing() -> None:
     verdict = judge(Series({0: 50.0}, "log"), "linear")
     assert verdict.word is Word.INCONCLUSIVE
     assert verdict.reason == "1 replicate gives no interval"
-    assert verdict.smallest_visible is None
 
 
 def test_two_launches_decide_nothing() -> None:
@@ -75,13 +74,6 @@ def test_false_alarms_are_rare_and_real_changes_are_found() -> None:
 
     assert share(1.0, {Word.FASTER, Word.SLOWER}) <= 0.005
     assert share(1.05, {Word.FASTER}) >= 0.95
-
-
-def test_smallest_visible_effect_grows_with_noise() -> None:
-    quiet, noisy = judge(around(1.0, 0.001), "a"), judge(around(1.0, 0.02), "a")
-    assert quiet.smallest_visible is not None
-    assert noisy.smallest_visible is not None
-    assert 1 + MINIMUM_EFFECT < quiet.smallest_visible < noisy.smallest_visible
 
 
 def test_not_comparable_says_why() -> None:

@@ -99,6 +99,18 @@ def test_warm_up_doubles_until_the_block_is_long_enough() -> None:
     assert subject.most == 64  # the first power of two with 64 x 300 ns >= 10 us
 
 
+def test_one_interrupted_block_does_not_end_the_warm_up() -> None:
+    interrupted = iter([300, 2_000_000])  # the first call, then the block of one call
+
+    class Interrupted(FakeSubject):
+        def call(self) -> int:
+            return max(super().call(), next(interrupted, 0))
+
+    subject = Interrupted(ns=300)
+    assert warm_up(subject, FakeTimer(), Budget()) == 300
+    assert subject.most == 4096  # the first power of two with 4096 x 300 ns >= 1 ms
+
+
 def test_calls_between_resets_stay_within_the_limit() -> None:
     subject = FakeSubject(ns=50, max_calls=5)
     call_ns = warm_up(subject, FakeTimer(), Budget())
