@@ -23,6 +23,12 @@ constexpr int64_t kBlocks = 2;
 constexpr int64_t kChunkBytes = 64;
 constexpr int64_t kChunk = 512;  // columns
 
+// Bytes between a load of weights and its prefetch: about what RAM delivers in its own latency.
+constexpr int64_t kPrefetch = 8192;
+
+// Past the end of the weights is harmless: a prefetch never faults.
+inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
 void transpose(const __m512i* in, __m512i* out) {
   __m512i a[16], b[16];
 #pragma GCC unroll 8
@@ -67,9 +73,12 @@ void load_panel(const uint8_t* first, int64_t row_bytes, int64_t rows, int64_t b
       const int64_t present = rows - b * kLanes;
       const uint8_t* from = first + b * kLanes * row_bytes + offset;
       __m512i row[16], word[16];
-      for (int64_t r = 0; r < kLanes; ++r)
+      for (int64_t r = 0; r < kLanes; ++r) {
         row[r] = r < present ? _mm512_maskz_loadu_epi8(mask, from + r * row_bytes)
                              : _mm512_setzero_si512();
+        // The same place in the rows that come next: 32 short streams are too many for hardware.
+        prefetch(from + (r + kBlocks * kLanes) * row_bytes);
+      }
       transpose(row, word);
       for (int64_t w = 0; w < words; ++w) _mm512_store_si512(out + w * kBlocks + b, word[w]);
     }
@@ -158,8 +167,10 @@ inline void int8_columns(const BitRows& bits, int64_t row, const uint8_t* planes
     const __mmask64 mask = first_bytes(bits.bytes - offset);
     __m512i v[ROWS];
 #pragma GCC unroll 2
-    for (int r = 0; r < ROWS; ++r)
+    for (int r = 0; r < ROWS; ++r) {
       v[r] = _mm512_maskz_loadu_epi8(mask, from + r * bits.row_bytes + offset);
+      prefetch(from + r * bits.row_bytes + offset + kPrefetch);
+    }
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       const __m512i bit = _mm512_set1_epi8(static_cast<char>(1 << j));
