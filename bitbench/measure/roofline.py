@@ -157,7 +157,7 @@ def read_bandwidth(device: str, cache_bytes: int) -> float:
     """Bytes a second read from a buffer much larger than the caches.
 
     The best of torch's reductions and, on the CPU, a native loop that only reads, with prefetch:
-    the reductions alone reached two thirds of what weights were seen to stream at.
+    the reductions alone were seen to stay below the rate at which weights streamed.
     """
     import torch
 
