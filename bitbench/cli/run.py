@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,57 +53,57 @@ def run(
     console = Console()
     with terminate_as_interrupt():
         check_writable(reports, "--reports")
-        if resume:
-            run_dir, code = _resume(
-                console, suite, earlier, results, quick, launches, threads, seed, only or None
-            )
-        else:
-            run_dir, code = _new(
-                console, suite, earlier, results, quick, launches, threads, seed, only or None
-            )
+        wish = Wish(suite, earlier, results, quick, launches, threads, seed, only or None)
+        run_dir, code = _resume(console, wish) if resume else _new(console, wish)
     return code if code is not Exit.OK else _conclude(console, run_dir, reports, strict)
 
 
-def _new(
-    console: Console,
-    suite: Path | None,
-    earlier: Path | None,
-    results: Path,
-    quick: bool,
-    launches: int | None,
-    threads: int | None,
-    seed: int | None,
-    only: list[str] | None,
-) -> tuple[Path, Exit]:
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks for; None where it is silent."""
+
+    suite: Path | None
+    earlier: Path | None
+    results: Path
+    quick: bool
+    launches: int | None
+    threads: int | None
+    seed: int | None
+    only: list[str] | None
+
+
+def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
     from bitbench.execute.runner import LOGS, default_threads, probe
     from bitbench.measure.host import usable_cpus
     from bitbench.store.writer import new_run_dir
     from bitbench.suite.expand import expand
     from bitbench.suite.load import load_suite
 
-    if suite is None:
+    if wish.suite is None:
         raise UserError("no suite given", "name one: bitbench run suites/smoke.yaml")
-    if earlier is not None:
-        raise UserError(f"unexpected argument {str(earlier)!r}", "a run is only named together with --resume")
-    loaded = load_suite(suite)
+    if wish.earlier is not None:
+        raise UserError(
+            f"unexpected argument {str(wish.earlier)!r}", "a run is only named together with --resume"
+        )
+    loaded = load_suite(wish.suite)
     # What can be refused is refused before anything is written or measured.
-    expand(loaded, quick=quick, only=only, launches=launches, seed=seed)
-    count = threads or loaded.threads or default_threads()
+    expand(loaded, quick=wish.quick, only=wish.only, launches=wish.launches, seed=wish.seed)
+    count = wish.threads or loaded.threads or default_threads()
     if count > (usable := len(usable_cpus())):
         raise UserError(
             f"{count} threads are more than the {usable} processors that can be used here",
             f"give --threads {usable} or less, or leave it out for the physical cores",
         )
-    run_dir = new_run_dir(results, loaded.name)
+    run_dir = new_run_dir(wish.results, loaded.name)
     try:
         console.print("looking at the machine (torch, kernels, memory bandwidth) ...", highlight=False)
         machine = probe(loaded.device, count, run_dir / LOGS)
         plan = expand(
             loaded,
-            quick=quick,
-            only=only,
-            launches=launches,
-            seed=seed,
+            quick=wish.quick,
+            only=wish.only,
+            launches=wish.launches,
+            seed=wish.seed,
             device=_device(machine),
         )
         announce(console, plan, machine, run_dir, loaded)
@@ -110,20 +111,10 @@ def _new(
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)  # nothing was measured: leave nothing behind
         raise
-    return run_dir, _execute(console, plan, run_dir, machine, str(suite), resume=False)
+    return run_dir, _execute(console, plan, run_dir, machine, str(wish.suite), resume=False)
 
 
-def _resume(
-    console: Console,
-    suite: Path | None,
-    earlier: Path | None,
-    results: Path,
-    quick: bool,
-    launches: int | None,
-    threads: int | None,
-    seed: int | None,
-    only: list[str] | None,
-) -> tuple[Path, Exit]:
+def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
     from bitbench.execute.identity import check_same_suite
     from bitbench.execute.jobs import narrowed
     from bitbench.execute.runner import LOGS, probe
@@ -133,6 +124,7 @@ def _resume(
     from bitbench.suite.load import load_suite
     from bitbench.suite.schema import Suite
 
+    suite, earlier, results = wish.suite, wish.earlier, wish.results
     if suite is not None and earlier is None:
         if suite.is_dir() or (results / suite).is_dir():
             suite, earlier = None, suite
@@ -152,19 +144,19 @@ def _resume(
         return run_dir, Exit.OK
     machine = probe(
         str(info.environment.get("device", loaded.device)),
-        threads or info.threads,
+        wish.threads or info.threads,
         run_dir / LOGS,
         peaks=False,
     )
     plan = expand(
         loaded,
-        quick=quick or info.quick,
-        only=only,
-        launches=launches,
-        seed=info.seed if seed is None else seed,
+        quick=wish.quick or info.quick,
+        only=wish.only,
+        launches=wish.launches,
+        seed=info.seed if wish.seed is None else wish.seed,
         device=_device(machine),
     )
-    if not only and launches is None:
+    if not wish.only and wish.launches is None:
         plan = narrowed(plan, stored.cases)
     _fetch(console, plan)
     return run_dir, _execute(console, plan, run_dir, machine, info.suite_path, resume=True)
