@@ -14,6 +14,7 @@
 #include <immintrin.h>
 
 #include "binary_tile.h"
+#include "simd_avx512.h"
 
 namespace bitimpl {
 namespace {
@@ -22,9 +23,6 @@ constexpr int64_t kLanes = 16;
 constexpr int64_t kBlocks = 2;
 constexpr int64_t kChunkBytes = 64;
 constexpr int64_t kChunk = 512;  // columns
-
-// Bytes between a load of weights and its prefetch: about what RAM delivers in its own latency.
-constexpr int64_t kPrefetch = 8192;
 
 // Past the end of the weights is harmless: a prefetch never faults.
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
@@ -55,10 +53,6 @@ void transpose(const __m512i* in, __m512i* out) {
     out[j + 8] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
     out[j + 12] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
   }
-}
-
-inline __mmask64 first_bytes(int64_t n) {
-  return n >= kChunkBytes ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
 }
 
 // `bytes` bytes of `rows` rows as a panel: word w of block b at out[w * kBlocks + b]. Absent rows

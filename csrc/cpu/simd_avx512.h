@@ -1,4 +1,4 @@
-// AVX-512 pieces shared by the ternary kernels: reading a step, decoding base 3, transposing
+// AVX-512 pieces that the kernels share: prefetch, reading a step, decoding base 3, transposing
 // lanes, bringing scales into lane order, writing results. Include from *_avx512.cpp only.
 #ifndef BITIMPL_CPU_SIMD_AVX512_H
 #define BITIMPL_CPU_SIMD_AVX512_H
