@@ -28,8 +28,9 @@ MAX_JOINT_COMPONENTS = 5
 # Largest level over largest magnitude, for starts with evenly spaced levels (scales in the ratio
 # 1 : 1/3 : 1/9 ...). Rows with heavy tails want their levels nearer to zero.
 _START_RANGES = (0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.0)
-# Steps from each start before the worse one is given up, and then from the better one. On real
-# weights 4 + 12 come within 0.5 % of the error of 20 from both, in two thirds of the time.
+# Steps from each start before the worse one is given up, and then from the better one. On twelve
+# matrices of SmolLM2-135M 4 + 12 come within 1 % of the error of 20 from both, in 0.7 (groups of 64)
+# to 0.8 (rows) of the time.
 _TRIAL_STEPS = 4
 _MAX_STEPS = 12
 _MIN_IMPROVEMENT = 5e-4  # relative, of a block's squared error in one step
