@@ -1,4 +1,4 @@
-"""One word on two layers measured side by side: faster, slower, same, inconclusive."""
+"""One word on two things measured side by side: faster, slower, same, inconclusive."""
 
 from __future__ import annotations
 
@@ -30,10 +30,22 @@ class Verdict:
 
     word: Word
     against: str
-    """Name of the layer compared with."""
+    """Name of the layer, run or revision compared with."""
     reason: str = ""
     effect: Estimate | None = None
-    """Speed-up with its interval at :data:`JUDGE_CONFIDENCE`."""
+    """Speed-up with its interval at :data:`JUDGE_CONFIDENCE`: 1.05 means 5 % faster than ``against``."""
+    minimum_effect: float = MINIMUM_EFFECT
+    """Relative difference up to which two things count as the same here."""
+    detectable: float | None = None
+    """Smallest relative difference that this many launches of this spread would have shown to lie
+    beyond the minimum effect with a probability of 80 %; None without an interval."""
+    p: float | None = None
+    """One-sided p-value of *slower* (of *faster* where that is the word) against the minimum effect,
+    corrected for the number of cases judged together where ``corrected_over`` > 1."""
+    corrected_over: int = 1
+    """Cases judged together (Benjamini-Hochberg); 1 means uncorrected."""
+    rounds: int = 1
+    """2 where a confirmation round of fresh launches in reversed order was made."""
 
 
 def judge(speedup: Series, against: str) -> Verdict:

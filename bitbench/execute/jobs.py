@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from bitbench.measure.clock import shuffled
-from bitbench.store.schema import Case
+from bitbench.store.schema import Case, Side
 from bitbench.suite.expand import SHARED, Plan, Point, process_of
 
 Pair = tuple[str, int]
@@ -65,6 +65,14 @@ class Job(BaseModel):
     """Measured limits of the machine (:class:`bitbench.measure.roofline.Peaks`)."""
     measure_peaks: bool = True
     """Whether a probe measures them."""
+    side: Side = ""
+    """``base`` or ``head`` where two versions of the library are compared; else empty."""
+    side_root: str = ""
+    """Folder from which ``side_packages`` are imported; empty means the installed ones. bitbench
+    itself is always the measuring one, so that both sides are held against the same ruler."""
+    side_packages: list[str] = ["impl"]
+    slowdown: dict[str, float] = {}
+    """By layer, extra work to put in so that it shows: 0.1 means 110 calls where 100 are booked."""
 
 
 @dataclass(frozen=True)

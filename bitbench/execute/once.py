@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from bitbench.execute.jobs import Job, Visit, derive_seed
 from bitbench.execute.outcome import of_exception
+from bitbench.execute.point import context_for, layer_specs, opened
 from bitbench.execute.seeds import set_seeds
-from bitbench.execute.timed import context_for, layer_specs, opened
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
 from bitbench.measure.memory import reset_peak

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from bitbench.errors import UserError
-from bitbench.store.schema import SCHEMA_VERSION, Case, Record, RunInfo, TelemetrySample
-from bitbench.store.writer import CASES_FILE, RUN_FILE, SAMPLES_FILE, TELEMETRY_FILE
+from bitbench.store.schema import SCHEMA_VERSION, Case, Record, RunEnd, RunInfo, TelemetrySample
+from bitbench.store.writer import CASES_FILE, END_FILE, RUN_FILE, SAMPLES_FILE, TELEMETRY_FILE
 
 RecordType = TypeVar("RecordType", bound=BaseModel)
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda data: {**data, "schema_version": 2},  # version 2 only adds fields
+}
 """``MIGRATIONS[v]`` turns the ``run.json`` of version v into that of version v + 1."""
 
 
@@ -28,8 +30,10 @@ class RunData:
     info: RunInfo
     cases: list[Case]
     records: list[Record]
-    """In the order written; at most one for each (case, launch): the last one counts."""
+    """In the order written; at most one for each (case, launch, side): the last one counts."""
     telemetry: list[TelemetrySample] = field(default_factory=list)
+    ends: list[RunEnd] = field(default_factory=list)
+    """One each time the run came to its end."""
 
     def missing(self) -> set[tuple[str, int]]:
         """The (case id, launch) pairs that have no record yet."""
@@ -44,9 +48,9 @@ def load_run(path: Path) -> RunData:
     last line.
     """
     info = load_info(path)
-    records: dict[tuple[str, int], Record] = {}
+    records: dict[tuple[str, int, str], Record] = {}
     for record in _lines(path / SAMPLES_FILE, Record):
-        key = (record.case, record.launch)
+        key = (record.case, record.launch, record.side)
         records.pop(key, None)
         records[key] = record
     return RunData(
@@ -55,6 +59,7 @@ def load_run(path: Path) -> RunData:
         cases=_lines(path / CASES_FILE, Case),
         records=list(records.values()),
         telemetry=_lines(path / TELEMETRY_FILE, TelemetrySample),
+        ends=_lines(path / END_FILE, RunEnd),
     )
 
 

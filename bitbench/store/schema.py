@@ -7,7 +7,11 @@
 ``cases.jsonl``    one :class:`Case` a line, written before anything runs: no row can go missing
 ``samples.jsonl``  one :class:`Record` a line: the outcome of one case in one launch
 ``telemetry.jsonl``  one :class:`TelemetrySample` a line, about one a second
+``end.jsonl``      one :class:`RunEnd` a line, one each time the run came to its end
 =================  =======================================================================
+
+A run that compares two versions of the library (``purpose`` other than ``run``) has two records
+for each case and launch, told apart by ``side``.
 
 Files are append-only text with one writer. A case is finished when each of its launches has a
 record; what is missing is what ``--resume`` runs.
@@ -20,11 +24,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BLOCKS = 64
 
 Phase = Literal["timed", "once"]
 Replicate = Literal["launches", "seeds", "documents", "exact"]
+Purpose = Literal["run", "compare", "calibrate", "gate"]
+Side = Literal["", "base", "head"]
 
 
 class Status(StrEnum):
@@ -96,6 +102,8 @@ class Record(_Record):
 
     case: str
     launch: int
+    side: Side = ""
+    """Which version of the library, where two are compared; else empty."""
     status: Status
     reason: str = ""
     """Why the status is not ``ok``; empty otherwise."""
@@ -105,6 +113,11 @@ class Record(_Record):
     """Duration of each timed block in nanoseconds, in the order measured."""
     order: int = 0
     """Position of the layer among those of its point when built: launches shuffle it."""
+    stop: str = ""
+    """Why the clock stopped taking blocks: ``blocks``, ``seconds`` or ``calls``."""
+    notes: list[str] = Field(default_factory=list)
+    """What a reader should know of a result that stands: throttled, suspiciously near the limit,
+    other processes busy beside it."""
     kernel: str = ""
     """The kernel that served the calls, as reported by the layer."""
     before: Check | None = None
@@ -158,6 +171,26 @@ class RunInfo(_Record):
     threads: int
     environment: dict[str, Any]
     code: CodeIdentity
+    """The code that ran; of a comparison, that of the head side."""
+    purpose: Purpose = "run"
+    sides: dict[str, CodeIdentity] = Field(default_factory=dict)
+    """``base`` and ``head`` of a comparison: what each side imported. Empty for a plain run."""
+    slowdown: float = 0.0
+    """Extra work put into the head side to prove that it shows: 0.1 means a tenth more."""
+
+
+class RunEnd(_Record):
+    """How a run came to its end, and where its time went."""
+
+    finished: str
+    """UTC, ISO 8601."""
+    wall_s: float
+    """Since the run was created or resumed."""
+    stages_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds by stage: ``start`` (processes), ``open``, ``build``, ``warm-up``, ``check``, ``time``
+    (of it ``timed`` inside timed blocks), ``measure`` (what is measured once), ``idle``."""
+    stops: dict[str, str] = Field(default_factory=dict)
+    """By point id, why no further launch was made: ``launches``, ``width`` or ``budget``."""
 
 
 class TelemetrySample(_Record):
@@ -173,6 +206,17 @@ class TelemetrySample(_Record):
     memory_used: int | None = None
     worker_rss: int | None = None
     gpu_percent: float | None = None
+    """Share of the last period in which a kernel ran."""
+    gpu_memory_percent: float | None = None
+    """Share of the last period in which device memory was read or written."""
     gpu_memory_used: int | None = None
     gpu_power_w: float | None = None
+    gpu_energy_j: float | None = None
+    """The device's own counter since its driver was loaded."""
     gpu_sm_mhz: float | None = None
+    gpu_memory_mhz: float | None = None
+    gpu_temperature_c: float | None = None
+    gpu_throttle: list[str] = Field(default_factory=list)
+    """Reasons for which the clock is held down now, such as ``power``; none means free or unknown."""
+    foreign: list[str] = Field(default_factory=list)
+    """Other processes at work: ``python3 (97 % cpu)``, ``gpu: ollama``. Names only."""

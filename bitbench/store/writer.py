@@ -28,6 +28,7 @@ RUN_FILE = "run.json"
 CASES_FILE = "cases.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 TELEMETRY_FILE = "telemetry.jsonl"
+END_FILE = "end.jsonl"
 
 SYNC_SECONDS = 2.0
 """Longest time a record may wait for its fsync while records keep coming."""

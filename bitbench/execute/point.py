@@ -1,0 +1,216 @@
+"""Worker half of a timed point: builds its layers, makes them ready, and turns what was timed into
+records. How they are timed is the caller's: side by side in one process
+(:mod:`bitbench.execute.timed`) or in turns with another process."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitbench.execute.jobs import Job, Visit, derive_seed
+from bitbench.execute.judge import judge
+from bitbench.execute.outcome import of_exception
+from bitbench.layers import registry as layer_registry
+from bitbench.layers.base import LayerSpec
+from bitbench.measure.clock import Budget, CpuTimer, CudaTimer, Series, Timer, shuffled, warm_up
+from bitbench.measure.roofline import Ruler
+from bitbench.store.schema import Check, Record, Status
+from bitbench.store.writer import utc_now
+from bitbench.workloads import registry as workload_registry
+from bitbench.workloads.base import Context, Session, Subject
+
+Announce = Callable[[str, str], None]
+"""Called with (layer, stage) before work on a layer starts."""
+
+
+@dataclass
+class Entrant:
+    """A layer on its way through a point."""
+
+    layer: str
+    order: int
+    subject: Subject
+    call_ns: int = 0
+    before: Check | None = None
+    after: Check | None = None
+
+
+class TimedPoint:
+    """One timed point in one launch. Every layer of the visit gets one record, whatever happens:
+    here when it fails on the way, from :meth:`conclude` when it was timed."""
+
+    def __init__(
+        self,
+        job: Job,
+        visit: Visit,
+        emit: Callable[[Record], None],
+        announce: Announce,
+        ruler: Ruler,
+        budget: Budget | None = None,
+    ) -> None:
+        self.job = job
+        self.visit = visit
+        self.launch = visit.launches[0]
+        self.emit = emit
+        self.announce = announce
+        self.ruler = ruler
+        # Not the job's list of layers: a point visited again after a crash keeps its streams.
+        self.rng = random.Random(derive_seed(job.seed, self.launch, visit.point, "orders"))
+        self.timer: Timer = CudaTimer() if job.device == "cuda" else CpuTimer()
+        self.budget = budget or Budget()
+        self.entrants: dict[str, Entrant] = {}
+        """Layers still in the running, in the order built."""
+        self.started = utc_now()
+        self.clock = time.monotonic()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Layers built, warm and checked; freed at the end."""
+        import torch
+
+        context = context_for(self.job, self.visit, derive_seed(self.job.seed, self.launch, self.visit.point))
+        with opened(workload_registry.get(self.visit.workload), self.visit, context) as session:
+            self._build(session, layer_specs(self.job))
+            with torch.inference_mode():
+                self._prepare()
+                yield
+            self.entrants.clear()
+
+    def _build(self, session: Session, specs: dict[str, LayerSpec]) -> None:
+        for order, layer in enumerate(shuffled(list(self.visit.cases), self.rng)):
+            self.announce(layer, "build")
+            reason = layer_registry.get(specs[layer].kind).unsupported(specs[layer], self.job.device)
+            if reason:
+                self.fail(layer, order, Status.UNSUPPORTED, reason)
+                continue
+            with self._attributed(layer, order):
+                self.entrants[layer] = Entrant(layer, order, session.build(layer, specs[layer]))
+
+    def _prepare(self) -> None:
+        """Warm each layer up and check it; those that fail leave."""
+        for entrant in list(self.entrants.values()):
+            with self._attributed(entrant.layer, entrant.order):
+                self.announce(entrant.layer, "warm-up")
+                entrant.call_ns = warm_up(entrant.subject, self.timer, self.budget)
+                self.announce(entrant.layer, "check")
+                entrant.before = entrant.subject.check()
+                if not entrant.before.passed:
+                    self._incorrect(entrant, entrant.before, "before timing")
+                    del self.entrants[entrant.layer]
+
+    def leave(self, layer: str, error: BaseException) -> None:
+        """``layer`` raised ``error`` while it was timed: that becomes its record."""
+        traceback.print_exc(file=sys.stderr)
+        self.fail(layer, self.entrants.pop(layer).order, *of_exception(error))
+
+    def conclude(self, layer: str, series: Series) -> None:
+        """Check ``layer`` again and give its record, with what was timed."""
+        entrant = self.entrants[layer]
+        with self._attributed(layer, entrant.order):
+            self.announce(layer, "check")
+            entrant.after = entrant.subject.check()
+            if not entrant.after.passed:
+                self._incorrect(entrant, entrant.after, "after timing")
+                return
+            judgement = judge(entrant.subject, series, self.job, self.ruler)
+            self.emit(
+                Record(
+                    case=self.visit.cases[layer],
+                    launch=self.launch,
+                    side=self.job.side,
+                    status=judgement.status,
+                    reason=judgement.reason,
+                    calls=series.calls,
+                    samples_ns=series.samples_ns,
+                    order=entrant.order,
+                    kernel=entrant.subject.kernel,
+                    before=entrant.before,
+                    after=entrant.after,
+                    metrics=judgement.metrics,
+                    started=self.started,
+                    wall_s=time.monotonic() - self.clock,
+                )
+            )
+
+    @contextlib.contextmanager
+    def _attributed(self, layer: str, order: int) -> Iterator[None]:
+        """An exception inside costs this layer only: it becomes its record, and the layer leaves."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            self.fail(layer, order, *of_exception(error))
+            self.entrants.pop(layer, None)
+
+    def _incorrect(self, entrant: Entrant, check: Check, when: str) -> None:
+        reason = (
+            f"{when}: error {check.max_error:.3g} of the largest reference value, "
+            f"tolerance {check.tolerance:.3g}, {check.compared} outputs compared"
+        )
+        self.fail(
+            entrant.layer,
+            entrant.order,
+            Status.INCORRECT,
+            reason,
+            kernel=entrant.subject.kernel,
+            before=entrant.before,
+            after=entrant.after,
+        )
+
+    def fail(self, layer: str, order: int, status: Status, reason: str, **fields: Any) -> None:
+        """The record of a layer that did not come to be timed."""
+        self.emit(
+            Record(
+                case=self.visit.cases[layer],
+                launch=self.launch,
+                side=self.job.side,
+                status=status,
+                reason=reason,
+                order=order,
+                started=self.started,
+                wall_s=time.monotonic() - self.clock,
+                **fields,
+            )
+        )
+
+
+def layer_specs(job: Job) -> dict[str, LayerSpec]:
+    """The job's layers as their kinds describe them."""
+    return {
+        name: layer_registry.get(str(spec["kind"])).spec.model_validate_json(json.dumps(spec))
+        for name, spec in job.layers.items()
+    }
+
+
+def context_for(job: Job, visit: Visit, seed: int) -> Context:
+    """What the workload gets to know about this worker."""
+    specs = layer_specs(job)
+    return Context(
+        device=job.device,
+        threads=job.threads,
+        seed=seed,
+        cache_dir=Path(job.cache_dir),
+        layers={name: spec for name, spec in specs.items() if name in visit.cases},
+        baseline=job.baseline,
+    )
+
+
+@contextlib.contextmanager
+def opened(kind: Any, visit: Visit, context: Context) -> Iterator[Session]:
+    """The point's session, closed and freed at the end."""
+    session: Session = kind.open(kind.spec.model_validate_json(json.dumps(visit.spec)), visit.params, context)
+    try:
+        yield session
+    finally:
+        session.close()
+        del session
+        gc.collect()
