@@ -1,13 +1,52 @@
-"""Named things found by module path or entry point, and imported only when asked for."""
+"""Named things found by module path or entry point, and imported only when asked for.
+
+Writing a plug-in
+-----------------
+A package of its own adds layers, workloads and reporters; nothing of bitbench is edited. Each is a
+class, registered under its name in the package's ``pyproject.toml``::
+
+    [project.entry-points."bitbench.layers"]
+    low_rank = "example_peer.layer:LowRank"
+
+    [project.entry-points."bitbench.workloads"]
+    chain = "example_peer.workload:Chain"
+
+    [project.entry-points."bitbench.reporters"]
+    tsv = "example_peer.reporter:Tsv"
+
+=======================  =============================================  ==========================
+group                    base class                                     used as
+=======================  =============================================  ==========================
+``bitbench.layers``      :class:`bitbench.layers.base.LayerKind`        ``kind:`` of a suite's layer
+``bitbench.workloads``   :class:`bitbench.workloads.base.WorkloadKind`  ``kind:`` of a workload
+``bitbench.reporters``   :class:`bitbench.report.reporters.Reporter`    ``report --reporter NAME``
+=======================  =============================================  ==========================
+
+Rules, checked by ``bitbench plugins``:
+
+* The module imports without torch, and a layer brings its cost model (bytes and operations from
+  its description alone): suites are checked and planned on machines that have no torch. torch is
+  imported inside the methods that workers call (``random``, ``convert``, ``open``, ...).
+* ``name`` of the class is the name it is registered under. A built-in name, or one that another
+  package took, is refused: a suite must mean the same on every machine.
+* The description (``spec``) subclasses :class:`~bitbench.layers.base.LayerSpec` or
+  :class:`~bitbench.workloads.base.WorkloadSpec`: unknown fields are refused, and the JSON Schema of
+  suites includes it.
+
+A whole small plug-in with one of each is in ``tests/bitbench/example_peer``.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from typing import Any, Generic, TypeVar
 
 from bitbench.errors import ToolError, UserError
 
@@ -35,6 +74,23 @@ def advice(name: object, allowed: Iterable[str], *, label: str = "known", limit:
     return " ".join(filter(None, (did_you_mean(name, names), listed)))
 
 
+@dataclass(frozen=True)
+class Plugin:
+    """One registered class, as ``bitbench plugins`` lists it."""
+
+    group: str
+    """Entry-point group, such as ``bitbench.layers``."""
+    name: str
+    target: str
+    """``module:Class``."""
+    package: str
+    """Distribution that registers it; empty where it does not say."""
+    version: str
+    builtin: bool
+    fault: str = ""
+    """Why it cannot be used; empty when it can."""
+
+
 class Registry(Generic[T]):
     """Classes by name: the package's own as ``"module:Class"``, peers' through an entry-point group.
 
@@ -50,18 +106,20 @@ class Registry(Generic[T]):
         self._loaded: dict[str, T] = {}
 
     @cached_property
-    def _peers(self) -> dict[str, EntryPoint]:
-        return {e.name: e for e in entry_points(group=self.group)}
+    def _peers(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for entry in entry_points(group=self.group):
+            found.setdefault(entry.name, []).append(entry)
+        return found
 
     def names(self) -> list[str]:
-        """All names, the package's own first. Imports none of the classes."""
-        clash = sorted(set(self.builtin) & set(self._peers))
-        if clash:
-            peer = self._peers[clash[0]]
-            raise ToolError(
-                f"plug-in {peer.value!r} (entry point {self.group}) takes the built-in name {clash[0]!r}",
-                "uninstall that package or let it register another name",
-            )
+        """All names, the package's own first. Imports none of the classes.
+
+        Raises :class:`ToolError` where a peer takes a name that is built in or another peer's.
+        """
+        for name in sorted(self._peers):
+            if clash := self._clash(name):
+                raise ToolError(clash, "uninstall that package or let it register another name")
         return [*self.builtin, *sorted(self._peers)]
 
     def get(self, name: str) -> T:
@@ -71,23 +129,60 @@ class Registry(Generic[T]):
         be imported or is not a subclass of the base class.
         """
         if name not in self._loaded:
+            names = self.names()
+            if name not in names:
+                raise UserError(f"unknown {self.what} {name!r}", advice(name, names))
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def examine(self, fault_of: Callable[[str, T], str]) -> list[Plugin]:
+        """Every registered class, loaded with torch out of reach, and what is wrong with it.
+
+        ``fault_of(name, instance)`` looks at one that loads and says what is wrong, or ``""``.
+        """
+        listed = [
+            Plugin(self.group, name, target, "bitbench", _version("bitbench"), builtin=True)
+            for name, target in self.builtin.items()
+        ]
+        for name in sorted(self._peers):
+            for entry in self._peers[name]:
+                package, of = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+                fault = self._clash(name)
+                listed.append(Plugin(self.group, name, entry.value, package, of, builtin=False, fault=fault))
+        return [
+            plugin if plugin.fault else replace(plugin, fault=self._try(plugin.name, fault_of))
+            for plugin in listed
+        ]
+
+    def _try(self, name: str, fault_of: Callable[[str, T], str]) -> str:
+        try:
+            with without_torch():
+                return fault_of(name, self._load(name))
+        except UserError as error:
+            return error.message
+        except Exception as error:  # its code is not ours: whatever it raises is its fault
+            return f"{type(error).__name__}: {error}"
+
+    def _clash(self, name: str) -> str:
+        entries = self._peers[name]
+        if name in self.builtin:
+            return f"plug-in {entries[0].value!r} (entry point {self.group}) takes the built-in name {name!r}"
+        if len(entries) > 1:
+            values = " and ".join(repr(entry.value) for entry in entries)
+            return f"plug-ins {values} (entry point {self.group}) both take the name {name!r}"
+        return ""
+
     def _load(self, name: str) -> T:
-        names = self.names()
-        if name not in names:
-            raise UserError(f"unknown {self.what} {name!r}", advice(name, names))
         if name in self.builtin:
             module, _, attribute = self.builtin[name].partition(":")
             found = getattr(importlib.import_module(module), attribute)
         else:
+            (entry,) = self._peers[name]
             try:
-                found = self._peers[name].load()
+                found = entry.load()
             except Exception as error:
-                plugin = self._peers[name].value
                 raise ToolError(
-                    f"plug-in {plugin!r} of the {self.what} {name!r} cannot be imported: {error}",
+                    f"plug-in {entry.value!r} of the {self.what} {name!r} cannot be imported: {error}",
                     "repair or uninstall the package that registers it",
                 ) from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
@@ -96,3 +191,26 @@ class Registry(Generic[T]):
                 "this is a fault of the package that registers it",
             )
         return found()
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Importing torch fails inside: what a machine without it would see."""
+    missing = object()
+    modules: dict[str, Any] = sys.modules
+    before = modules.get("torch", missing)
+    modules["torch"] = None  # documented: makes the import raise
+    try:
+        yield
+    finally:
+        if before is missing:
+            del modules["torch"]
+        else:
+            modules["torch"] = before
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bitbench.analysis.statistics import Series
 from bitbench.analysis.summary import Summary
-from bitbench.analysis.verdicts import Verdict, judge
+from bitbench.analysis.verdicts import Verdict, correct, judge
 
 Point = tuple[int, str]
 """Tokens and cache state."""
@@ -78,15 +79,29 @@ def totals(summary: Summary, point: Point) -> dict[str, Total]:
         if summary.layers[layer].get("kind") == "linear"
     }
     best = min(floats, key=lambda layer: floats[layer]) if floats else ""
-    result = {}
-    for layer, latency in sums.items():
-        base = sums.get(summary.baseline)
-        speedup = None if base is None else base.ratio_to(latency)
-        against_best = sums[best].ratio_to(latency) if best else None
-        judged = speedup is not None and layer != summary.baseline and not summary.quick
-        verdict = judge(speedup, summary.baseline) if judged and speedup is not None else None
-        result[layer] = Total(latency, speedup, best, against_best, verdict)
-    return result
+    base = sums.get(summary.baseline)
+    speedups = {
+        layer: base.ratio_to(latency) if base is not None else None for layer, latency in sums.items()
+    }
+    verdicts = {} if summary.quick else _verdicts(speedups, summary.baseline)
+    return {
+        layer: Total(
+            latency,
+            speedups[layer],
+            best,
+            sums[best].ratio_to(latency) if best else None,
+            verdicts.get(layer),
+        )
+        for layer, latency in sums.items()
+    }
+
+
+def _verdicts(speedups: Mapping[str, Series | None], baseline: str) -> dict[str, Verdict]:
+    """Verdicts by layer, judged as one family. Variances are not pooled: all ratios share the noise
+    of one layer in the same few launches, so that together they know no more than each alone."""
+    rivals = {name: s for name, s in speedups.items() if s is not None and name != baseline}
+    verdicts = correct([judge(series, baseline) for series in rivals.values()])
+    return dict(zip(rivals, verdicts, strict=True))
 
 
 def _sum(summary: Summary, layer: str, point: Point, shapes: list[list[int]]) -> Series | None:

@@ -38,12 +38,13 @@ class Compared:
     """A name in :data:`bitbench.store.metrics.METRICS`."""
     kind: Kind
     verdict: Verdict
-    """Its effect is base / head for times: above 1 means that head is faster. For exact and
-    accuracy figures *faster* never occurs: see ``moved``."""
+    """Its effect is base / head for times: above 1 means that head is faster. Exact and accuracy
+    figures are *same*, *moved* (``moved`` says which way), *inconclusive* or *not comparable*."""
     base: Estimate | None = None
     head: Estimate | None = None
     moved: Literal["", "better", "worse"] = ""
-    """Exact and accuracy figures: beyond equality or tolerance, and which way."""
+    """Exact and accuracy figures: beyond equality or tolerance, and which way. Any figure that is
+    *not comparable* because one side alone failed: ``worse`` where that is the head."""
     spread: float | None = None
     """Standard deviation over launches of the log ratio base / head; None where not measured."""
     control: bool = False
@@ -72,6 +73,11 @@ class Comparison:
     contaminated: str = ""
     """Why the session cannot be trusted: a control moved. Empty when it can."""
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything at all could be compared."""
+        return any(result.verdict.word is not Word.NOT_COMPARABLE for result in self.results)
 
     def regressions(self) -> list[Compared]:
         return [result for result in self.results if result.regressed]

@@ -12,8 +12,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
+
+from bitbench.analysis.student import student_quantile
 
 DISPLAY_CONFIDENCE = 0.95
 """Level of the intervals that are printed."""
@@ -124,8 +125,13 @@ def linear_mean(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE)
         return Estimate(mean, n=n, confidence=confidence, least=least, most=most)
     if not math.isfinite(mean):
         return Estimate(mean, n=n, confidence=confidence)
-    half = student_quantile((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    half = student_quantile((1 + confidence) / 2, n - 1) * math.sqrt(variance(values, mean) / n)
     return Estimate(mean, mean - half, mean + half, n, confidence)
+
+
+def variance(values: Sequence[float], mean: float) -> float:
+    """Unbiased variance of at least two values around their ``mean``."""
+    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
 def log_mean(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE) -> Estimate:
@@ -156,54 +162,3 @@ def replicates(n: int) -> str:
 def _exp(x: float) -> float:
     """Exponential that answers infinity where a double cannot hold the result."""
     return math.exp(x) if x < 709.0 else math.inf
-
-
-@lru_cache(maxsize=256)
-def student_quantile(p: float, df: int) -> float:
-    """Quantile of Student's t distribution, 0.5 <= p < 1, with ``df`` degrees of freedom.
-
-    Notes
-    -----
-    Bisection on the distribution function, written with the regularised incomplete beta
-    function I_x(df/2, 1/2), x = df / (df + t^2) (Abramowitz and Stegun 26.7.1). Good to about
-    1e-10, far below what an interval needs.
-    """
-    if not 0.5 <= p < 1 or df < 1:
-        raise ValueError(f"need 0.5 <= p < 1 and df >= 1, got p={p}, df={df}")
-    tail = 2 * (1 - p)
-    low, high = 0.0, 2.0
-    while _two_sided_tail(high, df) > tail:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if _two_sided_tail(middle, df) > tail:
-            low = middle
-        else:
-            high = middle
-        if high - low < 1e-13 * high:
-            break
-    return (low + high) / 2
-
-
-def _two_sided_tail(t: float, df: int) -> float:
-    return _incomplete_beta(df / (df + t * t), df / 2, 0.5)
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta function by its continued fraction (A&S 26.5.8)."""
-    if x <= 0.0:
-        return 0.0
-    if x >= 1.0:
-        return 1.0
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast only below this point
-        return 1.0 - _incomplete_beta(1 - x, b, a)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    # Evaluated backwards from a depth at which the remainder is below double precision.
-    fraction = 1.0
-    for m in range(120, 0, -1):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
-        fraction = 1 + odd / (1 + even / fraction)
-    return front / (a * fraction)

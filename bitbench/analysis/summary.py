@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from bitbench.analysis.moderation import Prior, common_priors, like
+from bitbench.analysis.remarks import remarks
 from bitbench.analysis.statistics import DISPLAY_CONFIDENCE, Estimate, Scale, Series, launch_latency
-from bitbench.analysis.verdicts import Verdict, judge, not_comparable
+from bitbench.analysis.verdicts import Verdict, correct, judge, not_comparable
 from bitbench.store.metrics import METRICS
+from bitbench.store.reader import RunData, collector_paused
 from bitbench.store.schema import Case, Record, Status
-
-if TYPE_CHECKING:
-    from bitbench.store.reader import RunData
 
 MISSING = "missing"
 """Status of a case without any record: the run was interrupted before it."""
@@ -62,6 +62,8 @@ class CaseSummary:
     """Against the fastest ``nn.Linear`` dtype at the same point."""
     shared_from: str = ""
     """Id of the case that computed this accuracy, where numerics are equal."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of a result that stands (:mod:`bitbench.analysis.remarks`)."""
 
     @property
     def ok(self) -> bool:
@@ -114,22 +116,32 @@ class Summary:
                 yield summary
 
 
-def summarise(run: RunData) -> Summary:
-    """Summary of a run, finished or not.
+@collector_paused()
+def summarise(run: RunData, *, judged: bool = True) -> Summary:
+    """Summary of a run, finished or not; without verdicts where not ``judged``.
 
     Notes
     -----
     Ratios are formed launch by launch against the layer measured beside this one at the same
     point. The fastest float layer is chosen per point by its mean over the launches; being the
     minimum of a few noisy numbers, it is a slightly hard opponent, never an easy one.
+
+    Of a run that measured two versions in turns, the head's first round is summarised: the
+    confirmation round measured again only what stood out, and would colour the figures.
+
+    Verdicts rest on variances pooled over like cases, and each kind of verdict is corrected over
+    all cases of the run.
     """
     suite = run.info.suite
+    paired = bool(run.info.sides)
+    launches = {case.id: case.launches for case in run.cases} if paired else {}
     layers: dict[str, dict[str, Any]] = dict(suite["layers"])
     baseline = str(suite["baseline"])
     records: dict[str, dict[int, Record]] = {}
     for record in run.records:
-        records.setdefault(record.case, {})[record.launch] = record
-    plain = [_plain(case, records.get(case.id, {})) for case in run.cases]
+        if not paired or (record.side == "head" and record.launch < launches.get(record.case, 0)):
+            records.setdefault(record.case, {})[record.launch] = record
+    plain = [case_alone(case, records.get(case.id, {})) for case in run.cases]
 
     points: dict[str, dict[str, CaseSummary]] = {}
     for summary in plain:
@@ -140,16 +152,16 @@ def summarise(run: RunData) -> Summary:
         if (name := _fastest_float(beside, layers)) is not None
     }
     compared = [
-        _compare(
-            summary, points[summary.case.point], baseline, best_float.get(summary.case.point), run.info.quick
-        )
+        _with_ratios(summary, points[summary.case.point], baseline, best_float.get(summary.case.point))
         for summary in plain
     ]
+    if judged and not run.info.quick:
+        compared = _judged(compared, points, baseline, best_float)
     return Summary(run, compared, baseline, layers, best_float)
 
 
-def _plain(case: Case, records: dict[int, Record]) -> CaseSummary:
-    """One case alone, before any comparison."""
+def case_alone(case: Case, records: Mapping[int, Record]) -> CaseSummary:
+    """One case before any comparison, from its record of each launch."""
     ordered = [records[launch] for launch in sorted(records)]
     if not ordered:
         return CaseSummary(case, MISSING, "not measured: the run ended before it", 0, (), {})
@@ -169,8 +181,17 @@ def _plain(case: Case, records: dict[int, Record]) -> CaseSummary:
             kernels,
             shared_from=shared_from,
         )
-    series = _series(case, ordered)
-    return CaseSummary(case, Status.OK.value, "", len(ordered), (), series, kernels, shared_from=shared_from)
+    return CaseSummary(
+        case,
+        Status.OK.value,
+        "",
+        len(ordered),
+        (),
+        _series(case, ordered),
+        kernels,
+        shared_from=shared_from,
+        notes=remarks(ordered),
+    )
 
 
 def _series(case: Case, records: list[Record]) -> dict[str, Series]:
@@ -219,10 +240,10 @@ def _fastest_float(beside: dict[str, CaseSummary], layers: dict[str, dict[str, A
     return min(latencies, key=lambda name: latencies[name]) if latencies else None
 
 
-def _compare(
-    summary: CaseSummary, beside: dict[str, CaseSummary], baseline: str, best_float: str | None, quick: bool
+def _with_ratios(
+    summary: CaseSummary, beside: Mapping[str, CaseSummary], baseline: str, best_float: str | None
 ) -> CaseSummary:
-    """Add what follows from the layers measured at the same point."""
+    """Add the ratios to the layers measured at the same point."""
     series = dict(summary.series)
     base = beside.get(baseline)
     if base is not None:
@@ -230,26 +251,53 @@ def _compare(
         _add_ratio(series, "quality.perplexity_ratio", series, base.series, "quality.perplexity")
     if best_float is not None:
         _add_ratio(series, "time.speedup_best_float", beside[best_float].series, series, "time.latency")
-    verdict = best_verdict = None
-    if summary.case.phase == "timed" and not quick:
-        if summary.case.layer != baseline:
-            verdict = _verdict(summary, series.get("time.speedup"), base, baseline)
-        if best_float is not None and summary.case.layer != best_float:
-            best_verdict = _verdict(
-                summary, series.get("time.speedup_best_float"), beside[best_float], best_float
-            )
-    return CaseSummary(
-        summary.case,
-        summary.status,
-        summary.reason,
-        summary.done,
-        summary.failures,
-        series,
-        summary.kernels,
-        verdict,
-        best_verdict,
-        summary.shared_from,
+    return replace(summary, series=series)
+
+
+def _judged(
+    cases: list[CaseSummary],
+    points: Mapping[str, Mapping[str, CaseSummary]],
+    baseline: str,
+    best_float: Mapping[str, str],
+) -> list[CaseSummary]:
+    """Add the verdicts on every timed case, against the baseline and against the fastest float layer.
+
+    The two are a family each; variances are pooled over like cases of the family, where those of
+    one point count as one: they share the noise of the layer they are compared with.
+    """
+    timed = [i for i, found in enumerate(cases) if found.case.phase == "timed"]
+    opponents = dict.fromkeys(timed, baseline)
+    fastest = {i: best_float[cases[i].case.point] for i in timed if cases[i].case.point in best_float}
+    verdicts = _verdicts(cases, points, opponents, "time.speedup")
+    best = _verdicts(cases, points, fastest, "time.speedup_best_float")
+    return [
+        replace(found, verdict=verdicts.get(i), verdict_best_float=best.get(i))
+        for i, found in enumerate(cases)
+    ]
+
+
+def _verdicts(
+    cases: list[CaseSummary],
+    points: Mapping[str, Mapping[str, CaseSummary]],
+    opponents: Mapping[int, str],
+    metric: str,
+) -> dict[int, Verdict]:
+    """Verdicts by position in ``cases``, each against the layer named for it; none against itself."""
+    rivals = {i: name for i, name in opponents.items() if cases[i].case.layer != name}
+    common = common_priors(
+        (
+            like(cases[i].case),
+            cases[i].case.point,
+            [math.log(value) for value in cases[i].series[metric].values.values()],
+        )
+        for i in rivals
+        if metric in cases[i].series
     )
+    found = [
+        _verdict(cases[i], cases[i].series.get(metric), points[cases[i].case.point].get(name), name, common)
+        for i, name in rivals.items()
+    ]
+    return dict(zip(rivals, correct(found), strict=True))
 
 
 def _add_ratio(
@@ -265,7 +313,11 @@ def _add_ratio(
 
 
 def _verdict(
-    summary: CaseSummary, speedup: Series | None, other: CaseSummary | None, against: str
+    summary: CaseSummary,
+    speedup: Series | None,
+    other: CaseSummary | None,
+    against: str,
+    common: Mapping[Hashable, Prior | None],
 ) -> Verdict:
     if not summary.ok:
         return not_comparable(against, f"this case is {summary.status}: {summary.reason}")
@@ -275,4 +327,4 @@ def _verdict(
         return not_comparable(against, f"{against} is {other.status} here: {other.reason}")
     if speedup is None:
         return not_comparable(against, f"no launch measured both this layer and {against}")
-    return judge(speedup, against)
+    return judge(speedup, against, prior=common.get(like(summary.case)))

@@ -13,7 +13,10 @@ import typer
 
 from bitbench.errors import Exit, UserError
 
-COMMANDS = ("run", "validate", "plan", "report", "claims", "data", "doctor")
+COMMANDS = (
+    *("run", "validate", "plan", "report", "claims", "compare", "gate", "calibrate", "rates", "baseline"),
+    *("history", "data", "doctor", "selftest", "plugins"),
+)
 """Each is a function of that name in the module ``bitbench.cli.<name>``, with typer options as
 its defaults; its docstring is its help."""
 

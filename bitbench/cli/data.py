@@ -57,8 +57,9 @@ def _list(chosen: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from bitbench.cache import cache_root
     from bitbench.data.catalog import catalog, entry
-    from bitbench.data.fetch import cache_root, present
+    from bitbench.data.fetch import present
 
     entries = {name: entry(name) for name in chosen} or catalog().entries
     rows = [

@@ -9,18 +9,20 @@ import typer
 from bitbench.errors import Exit
 
 if TYPE_CHECKING:
-    from bitbench.measure.fitness import Finding, Level
+    from bitbench.measure.findings import Finding, Level
 
 
 def doctor(
     as_json: bool = typer.Option(False, "--json", help="The findings as JSON."),
 ) -> int:
-    """Look at cores, instruction sets, kernels, memory, load, governor, GPU, compiler and disk.
+    """Look at what would disturb a measurement on this machine, and say what mends it.
 
-    Nothing is changed. Ends with 0 when fit, 1 when degraded (numbers will be noisier or parts
-    missing), 2 when unfit.
+    Cores, clocks, governor, other processes, hypervisor, quota, memory, GPU, instruction sets,
+    kernels, compiler and disk. Nothing is changed. Ends with 0 when fit, 1 when degraded (numbers
+    will be noisier or parts missing), 2 when unfit.
     """
-    from bitbench.measure.fitness import Level, examine, verdict
+    from bitbench.measure.findings import Level
+    from bitbench.measure.fitness import examine, verdict
 
     findings = examine()
     worst = verdict(findings)
@@ -42,9 +44,11 @@ def _show(findings: list[Finding], worst: Level) -> None:
     style = {"fit": "green", "degraded": "yellow", "unfit": "red"}
     for finding in findings:
         line = Text(f"{finding.level:<9}", style=style[finding.level])
-        line.append(f"{finding.what:<10} ", style="bold")
+        line.append(f"{finding.what:<11}", style="bold")
         line.append(finding.found, style="default")
         console.print(line, soft_wrap=True)
+        if finding.why:
+            console.print(Text(f"{'':<20}{finding.why}", style="dim"), soft_wrap=True)
         if finding.remedy:
-            console.print(Text(f"{'':<20} -> {finding.remedy}"), soft_wrap=True)
+            console.print(Text(f"{'':<20}-> {finding.remedy}"), soft_wrap=True)
     console.print(Text(f"\nthis machine is {worst} for measuring", style=style[worst]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,26 +19,58 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bitbench.execute.runner import Machine
+    from bitbench.execute.stopping import Allowance
     from bitbench.store.reader import RunData
+    from bitbench.store.schema import RunInfo, Status
     from bitbench.suite.expand import Plan
     from bitbench.suite.schema import Suite
+
+
+class Rerun(StrEnum):
+    """Which measurements of a stored run are made again."""
+
+    FAILED = "failed"  # those without a result
+    STALE = "stale"  # all of them, if they are of other code than runs now
+    ALL = "all"
 
 
 def run(
     suite: Path = typer.Argument(None, metavar="SUITE", help="Suite file.", show_default=False),
     earlier: Path = typer.Argument(
-        None, metavar="[RUN]", help="With --resume: its folder.", show_default=False
+        None, metavar="[RUN]", help="With --resume or --rerun: its folder.", show_default=False
     ),
     quick: bool = typer.Option(False, "--quick", help="A small part, without verdicts."),
     resume: bool = typer.Option(
         False, "--resume", help="Finish RUN, or the newest run (of SUITE): only what is missing is measured."
     ),
+    rerun: Rerun = typer.Option(
+        None,
+        "--rerun",
+        help="As --resume, and measure again: what failed, everything if the code has changed since, or "
+        "everything. What was measured by other code is kept in RUN/earlier.",
+        show_default=False,
+    ),
+    wait: bool = typer.Option(False, "--wait", help="Wait where another bitbench measures on the device."),
     results: Path = typer.Option(Path("results"), "--results", metavar="DIR", help="Where runs are kept."),
     reports: Path = typer.Option(Path("reports"), "--reports", metavar="DIR", help="Where reports go."),
     launches: int = typer.Option(None, "--launches", min=1, help="Launches in place of the suite's."),
     threads: int = typer.Option(None, "--threads", min=1, help="Threads; default: the physical cores."),
     seed: int = typer.Option(None, "--seed", min=0, help="Seed in place of the suite's."),
     only: list[str] = typer.Option(None, "--only", metavar="GLOB", help="Cases whose label matches."),
+    budget: str = typer.Option(
+        None,
+        "--budget",
+        metavar="TIME",
+        help="Keep launching where intervals are widest until the whole run has taken this long: 10m, 1h30m.",
+        show_default=False,
+    ),
+    width: str = typer.Option(
+        None,
+        "--width",
+        metavar="PERCENT",
+        help="With --budget: half an interval at which a point is done. [default: 1%]",
+        show_default=False,
+    ),
     strict: bool = typer.Option(False, "--strict", help="Exit 4 where a gating claim stays inconclusive."),
 ) -> int:
     """Measure a suite and report on it.
@@ -53,8 +86,11 @@ def run(
     console = Console()
     with terminate_as_interrupt():
         check_writable(reports, "--reports")
-        wish = Wish(suite, earlier, results, quick, launches, threads, seed, only or None)
-        run_dir, code = _resume(console, wish) if resume else _new(console, wish)
+        allowance = _allowance(budget, width, quick)
+        wish = Wish(
+            suite, earlier, results, quick, launches, threads, seed, only or None, allowance, rerun, wait
+        )
+        run_dir, code = _resume(console, wish) if resume or rerun else _new(console, wish)
     return code if code is not Exit.OK else _conclude(console, run_dir, reports, strict)
 
 
@@ -70,6 +106,23 @@ class Wish:
     threads: int | None
     seed: int | None
     only: list[str] | None
+    allowance: Allowance | None
+    rerun: Rerun | None
+    wait: bool
+
+
+def _allowance(budget: str | None, width: str | None, quick: bool) -> Allowance | None:
+    from bitbench.cli.amounts import seconds, share
+    from bitbench.execute.stopping import DEFAULT_WIDTH, Allowance
+
+    if budget is None:
+        if width is not None:
+            raise UserError("--width says when --budget may stop", "give --budget TIME with it")
+        return None
+    if quick:
+        raise UserError("--budget seeks narrow intervals, a --quick run has none", "leave one of them out")
+    narrow = DEFAULT_WIDTH if width is None else share(width, "--width")
+    return Allowance(seconds(budget, "--budget"), narrow)
 
 
 def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
@@ -83,7 +136,8 @@ def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
         raise UserError("no suite given", "name one: bitbench run suites/smoke.yaml")
     if wish.earlier is not None:
         raise UserError(
-            f"unexpected argument {str(wish.earlier)!r}", "a run is only named together with --resume"
+            f"unexpected argument {str(wish.earlier)!r}",
+            "a run is named together with --resume or --rerun",
         )
     loaded = load_suite(wish.suite)
     # What can be refused is refused before anything is written or measured.
@@ -94,35 +148,39 @@ def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
             f"{count} threads are more than the {usable} processors that can be used here",
             f"give --threads {usable} or less, or leave it out for the physical cores",
         )
-    run_dir = new_run_dir(wish.results, loaded.name)
-    try:
-        console.print("looking at the machine (torch, kernels, memory bandwidth) ...", highlight=False)
-        machine = probe(loaded.device, count, run_dir / LOGS)
-        plan = expand(
-            loaded,
-            quick=wish.quick,
-            only=wish.only,
-            launches=wish.launches,
-            seed=wish.seed,
-            device=_device(machine),
-        )
-        announce(console, plan, machine, run_dir, loaded)
-        _fetch(console, plan)
-    except BaseException:
-        shutil.rmtree(run_dir, ignore_errors=True)  # nothing was measured: leave nothing behind
-        raise
-    return run_dir, _execute(console, plan, run_dir, machine, str(wish.suite), resume=False)
+    with _alone(console, loaded.device, wish):
+        run_dir = new_run_dir(wish.results, loaded.name)
+        try:
+            console.print("looking at the machine (torch, kernels, memory bandwidth) ...", highlight=False)
+            machine = probe(loaded.device, count, run_dir / LOGS)
+            plan = expand(
+                loaded,
+                quick=wish.quick,
+                only=wish.only,
+                launches=wish.launches,
+                seed=wish.seed,
+                device=_device(machine),
+            )
+            announce(console, plan, machine, run_dir, loaded)
+            _fetch(console, plan)
+        except BaseException:
+            shutil.rmtree(run_dir, ignore_errors=True)  # nothing was measured: leave nothing behind
+            raise
+        return run_dir, _execute(console, plan, run_dir, machine, str(wish.suite), wish, resume=False)
 
 
 def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
-    from bitbench.execute.identity import check_same_suite
+    from bitbench.execute.identity import changed_code, check_same_suite
     from bitbench.execute.jobs import narrowed
     from bitbench.execute.runner import LOGS, probe
     from bitbench.store.reader import latest_run, load_run
+    from bitbench.store.schema import Status
     from bitbench.store.writer import RUN_FILE
     from bitbench.suite.expand import expand
     from bitbench.suite.load import load_suite
-    from bitbench.suite.schema import Suite
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     suite, earlier, results = wish.suite, wish.earlier, wish.results
     if suite is not None and earlier is None:
@@ -136,46 +194,123 @@ def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
         run_dir = results / run_dir
     stored = load_run(run_dir)
     info = stored.info
+    if info.purpose != "run":
+        raise UserError(f"{run_dir} compares two versions: it cannot be resumed", "make the comparison again")
     if loaded is None:
-        loaded = Suite.model_validate(info.suite)
-    console.print(f"resuming {run_dir}: {_progress(stored)}", highlight=False, soft_wrap=True)
+        loaded = _stored_suite(info)
+    say(f"resuming {run_dir}: {_progress(stored)}")
     check_same_suite(stored, loaded)
-    if not stored.missing():
+    failed = {record.status for record in stored.records} - {Status.OK}
+    again = failed if wish.rerun is Rerun.FAILED else set()
+    if wish.rerun is Rerun.FAILED and not failed:
+        say("nothing has failed")
+    finished = not stored.missing() and wish.allowance is None
+    if finished and not again and wish.rerun not in (Rerun.STALE, Rerun.ALL):
         return run_dir, Exit.OK
-    machine = probe(
-        str(info.environment.get("device", loaded.device)),
-        wish.threads or info.threads,
-        run_dir / LOGS,
-        peaks=False,
-    )
-    plan = expand(
-        loaded,
-        quick=wish.quick or info.quick,
-        only=wish.only,
-        launches=wish.launches,
-        seed=info.seed if wish.seed is None else wish.seed,
-        device=_device(machine),
-    )
-    if not wish.only and wish.launches is None:
-        plan = narrowed(plan, stored.cases)
-    _fetch(console, plan)
-    return run_dir, _execute(console, plan, run_dir, machine, info.suite_path, resume=True)
+    device = str(info.environment.get("device", loaded.device))
+    with _alone(console, device, wish):
+        anew = wish.rerun is Rerun.ALL
+        peaks = wish.rerun in (Rerun.STALE, Rerun.ALL)
+        machine = probe(device, wish.threads or info.threads, run_dir / LOGS, peaks=peaks)
+        if wish.rerun is Rerun.STALE:
+            changed = changed_code(stored, machine)
+            anew = bool(changed)
+            say(f"stale: {'; '.join(changed)}" if changed else "nothing is stale: the code is unchanged")
+            if finished and not anew:
+                return run_dir, Exit.OK
+        plan = expand(
+            loaded,
+            quick=wish.quick or info.quick,
+            only=wish.only,
+            launches=wish.launches,
+            seed=info.seed if wish.seed is None else wish.seed,
+            device=_device(machine),
+        )
+        if not wish.only and wish.launches is None:
+            plan = narrowed(plan, stored.cases)
+        if len(plan.cases) < len(stored.cases) and anew:
+            raise UserError(
+                f"{len(stored.cases) - len(plan.cases)} cases of {run_dir} are no longer what the suite says",
+                "start a new run: bitbench run SUITE",
+            )
+        _fetch(console, plan)
+        done = _execute(
+            console, plan, run_dir, machine, info.suite_path, wish, resume=not anew, again=again, anew=anew
+        )
+    return run_dir, done
+
+
+def _stored_suite(info: RunInfo) -> Suite:
+    from pydantic import ValidationError
+
+    from bitbench.suite.schema import Suite
+
+    try:
+        return Suite.model_validate(info.suite)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"the suite of run {info.run} cannot be read here: {where}: {first['msg']}",
+            "install the plug-ins it was made with, or start a new run",
+        ) from error
+
+
+@contextmanager
+def _alone(console: Console, device: str, wish: Wish) -> Iterator[None]:
+    """The device is locked for the block; who else is at work is told before it."""
+    from bitbench.measure.foreign import busy_processes
+    from bitbench.measure.lock import device_lock, expected_device
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    with device_lock(expected_device(device), wait=wish.wait, note=say):
+        if others := busy_processes():
+            say(f"other processes are at work, which results will show: {', '.join(others)}")
+        yield
 
 
 def _execute(
-    console: Console, plan: Plan, run_dir: Path, machine: Machine, suite_path: str, *, resume: bool
+    console: Console,
+    plan: Plan,
+    run_dir: Path,
+    machine: Machine,
+    suite_path: str,
+    wish: Wish,
+    *,
+    resume: bool,
+    again: Collection[Status] = (),
+    anew: bool = False,
 ) -> Exit:
     """Measure; an interruption is reported with the command that goes on from there."""
     from bitbench.execute.progress import sink_for
     from bitbench.execute.runner import execute
+    from bitbench.execute.stages import sentence
+    from bitbench.execute.stopping import stopped
     from bitbench.store.reader import load_run
 
     try:
-        execute(plan, run_dir, sink=sink_for(console), machine=machine, suite_path=suite_path, resume=resume)
+        done = execute(
+            plan,
+            run_dir,
+            sink=sink_for(console),
+            machine=machine,
+            suite_path=suite_path,
+            resume=resume,
+            allowance=wish.allowance,
+            wait=wish.wait,
+            again=again,
+            anew=anew,
+        )
     except KeyboardInterrupt:
         console.print(f"interrupted: {_progress(load_run(run_dir))}; all of it is kept", highlight=False)
         console.print(f"go on with: bitbench run --resume {run_dir}", highlight=False, soft_wrap=True)
         return Exit.INTERRUPTED
+    last = done.ends[-1]
+    console.print(sentence(last.wall_s, last.stages_s), highlight=False, soft_wrap=True)
+    if wish.allowance is not None:
+        console.print(stopped(last.stops, wish.allowance), highlight=False, soft_wrap=True)
     return Exit.OK
 
 

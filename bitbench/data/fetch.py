@@ -10,7 +10,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -19,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
 from filelock import FileLock
 
+from bitbench.cache import cache_root
 from bitbench.data.catalog import Entry, KeptFile, entry
 from bitbench.data.registries import CLIENTS
 from bitbench.errors import ToolError, UserError
@@ -47,12 +46,6 @@ Progress = Callable[[FetchProgress], None]
 
 class _Damaged(Exception):
     """What arrived is not what the catalog says."""
-
-
-def cache_root() -> Path:
-    """Folder of everything bitbench keeps between runs (``BITBENCH_CACHE``, else the user's cache)."""
-    chosen = os.environ.get("BITBENCH_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("bitbench"))
 
 
 def entry_folder(name: str) -> Path:

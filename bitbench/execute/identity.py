@@ -6,16 +6,18 @@ import hashlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from bitbench.errors import UserError
 from bitbench.measure import environment
 from bitbench.store.reader import RunData
 from bitbench.store.schema import Case, CodeIdentity, RunInfo
 from bitbench.store.writer import utc_now
 from bitbench.suite.expand import Plan, counted
+from bitbench.suite.schema import Suite
 
 if TYPE_CHECKING:
     from bitbench.execute.runner import Machine
-    from bitbench.suite.schema import Suite
 
 NOT_INSTALLED = "run from source"
 
@@ -55,7 +57,7 @@ def code_identity(machine: Machine) -> CodeIdentity:
 
 def check_same_suite(stored: RunData, suite: Suite) -> None:
     """Refuse to take a run for one of another suite: :class:`UserError` names the first difference."""
-    found = _difference(stored.info.suite, suite.resolved())
+    found = _difference(_as_read_now(stored.info.suite), suite.resolved())
     if found is not None:
         where, before, now = found
         raise UserError(
@@ -65,11 +67,24 @@ def check_same_suite(stored: RunData, suite: Suite) -> None:
         )
 
 
+def _as_read_now(suite: dict[str, Any]) -> dict[str, Any]:
+    """A stored suite with the fields that suites have gained since, as the schema fills them in."""
+    try:
+        return Suite.model_validate(suite).resolved()
+    except ValidationError:
+        return suite
+
+
+def changed_code(stored: RunData, machine: Machine) -> list[str]:
+    """Why a stored run is stale: the parts of the code that are not what they were, in words."""
+    pairs = _code_pairs(stored.info, code_identity(machine), machine)
+    return [_told(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
+
+
 def check_same_run(stored: RunData, plan: Plan, machine: Machine) -> None:
     """Refuse to mix two different things in one run: :class:`UserError` names what differs."""
     check_same_suite(stored, plan.suite)
     info = stored.info
-    old, new = info.code, code_identity(machine)
     was: dict[str, Any] = info.environment
     pairs: dict[str, tuple[Any, Any]] = {
         "--quick": (info.quick, plan.quick),
@@ -79,19 +94,29 @@ def check_same_run(stored: RunData, plan: Plan, machine: Machine) -> None:
         "device": (was.get("device"), machine.device),
         "processor": (_cpu_model(was), _cpu_model({"cpu": environment.cpu()})),
         "GPUs": (was.get("cuda_devices", []), machine.facts.get("cuda_devices", [])),
-        "torch": (_torch(was), _torch(machine.facts)),
+        **_code_pairs(info, code_identity(machine), machine),
+    }
+    details = [_told(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
+    if details:
+        raise UserError(
+            f"run {info.run} cannot be resumed, these differ:\n    " + "\n    ".join(details),
+            "restore them, start a new run without --resume, or measure this one again with --rerun stale",
+        )
+
+
+def _code_pairs(info: RunInfo, new: CodeIdentity, machine: Machine) -> dict[str, tuple[Any, Any]]:
+    """By name, the parts of the code that numbers depend on: as they were and as they are."""
+    old = info.code
+    return {
+        "torch": (_torch(info.environment), _torch(machine.facts)),
         "bitbench version": (old.bitbench, new.bitbench),
         "source code": (old.digest, new.digest),
         "native library": (_native(old), _native(new)),
     }
-    different = [name for name, (before, now) in pairs.items() if before != now]
-    if not different:
-        return
-    details = [f"{name}: {_short(pairs[name][0])} then, {_short(pairs[name][1])} now" for name in different]
-    raise UserError(
-        f"run {info.run} cannot be resumed, these differ:\n    " + "\n    ".join(details),
-        "restore them, or start a new run without --resume",
-    )
+
+
+def _told(name: str, before: Any, now: Any) -> str:
+    return f"{name}: {_short(before)} then, {_short(now)} now"
 
 
 def _extent(cases: list[Case]) -> str:

@@ -9,12 +9,15 @@ their own, one JSON object a line, so that nothing a library prints can be mista
 ``{"event": "record", "record": {...}}``   one outcome
 ``{"event": "facts", "facts": {...}}``     the answer to a probe
 ``{"event": "refused", "message": ..., "remedy": ...}``  a probe asked for what is not there
+``{"event": "peaks", "peaks": {...}}``     limits of the machine that a result made the worker
+    measure again, and that were higher: later workers start from them
 ``{"event": "done"}``                      the job is finished
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
@@ -22,6 +25,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from bitbench.layers import registry as layer_registry
+from bitbench.layers.base import LayerSpec
 from bitbench.measure.clock import shuffled
 from bitbench.store.schema import Case, Side
 from bitbench.suite.expand import SHARED, Plan, Point, process_of
@@ -50,7 +55,8 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mode: Literal["probe", "timed", "once"]
+    mode: Literal["probe", "timed", "once", "steered"]
+    """``steered``: the runner says each step (:mod:`bitbench.execute.steered`)."""
     name: str
     """``launch-0``, ``once-3``: names the log file and the telemetry."""
     seed: int
@@ -83,6 +89,15 @@ class Setting:
     threads: int
     cache_dir: str
     peaks: dict[str, Any]
+    side: Side = ""
+    side_root: str = ""
+    side_packages: tuple[str, ...] = ()
+
+
+def layer_spec(job: Job, layer: str) -> LayerSpec:
+    """The job's layer of that name as its kind describes it."""
+    spec = job.layers[layer]
+    return layer_registry.get(str(spec["kind"])).spec.model_validate_json(json.dumps(spec))
 
 
 def derive_seed(*parts: Any) -> int:
@@ -91,11 +106,11 @@ def derive_seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def job_for(plan: Plan, setting: Setting, mode: Literal["timed", "once"], name: str) -> Job:
+def job_for(plan: Plan, setting: Setting, mode: Literal["timed", "once", "steered"], name: str) -> Job:
     """A job without visits yet."""
     return Job(
         mode=mode,
-        name=name,
+        name=f"{name}-{setting.side}" if setting.side else name,
         seed=plan.seed,
         device=setting.device,
         threads=setting.threads,
@@ -103,6 +118,9 @@ def job_for(plan: Plan, setting: Setting, mode: Literal["timed", "once"], name: 
         baseline=plan.suite.baseline,
         layers={key: spec.model_dump(mode="json") for key, spec in plan.suite.layers.items()},
         peaks=setting.peaks,
+        side=setting.side,
+        side_root=setting.side_root,
+        side_packages=list(setting.side_packages),
     )
 
 
@@ -116,7 +134,7 @@ def timed_job(plan: Plan, setting: Setting, launch: int, missing: Set[Pair]) -> 
     for point in (by_id[i] for i in ids):
         cases = {c.layer: c.id for c in plan.cases_at(point) if (c.id, launch) in missing}
         if cases:
-            visits.append(_visit(point, cases, [launch]))
+            visits.append(visit_of(point, cases, [launch]))
     return job_for(plan, setting, "timed", f"launch-{launch}").model_copy(update={"visits": visits})
 
 
@@ -144,7 +162,7 @@ def once_job(plan: Plan, setting: Setting, number: int, group: list[Case], missi
                 chosen.update((point.id, case.numerics, n) for n in launches)
             wanted[case.layer] = launches
         if cases:
-            visits += _cut(_visit(point, cases, []), wanted)
+            visits += _cut(visit_of(point, cases, []), wanted)
     return job_for(plan, setting, "once", f"once-{number}").model_copy(update={"visits": visits})
 
 
@@ -193,7 +211,8 @@ def narrowed(plan: Plan, stored: list[Case]) -> Plan:
     return replace(plan, points=points, cases=cases, launches=max(timed, default=plan.launches))
 
 
-def _visit(point: Point, cases: dict[str, str], launches: list[int]) -> Visit:
+def visit_of(point: Point, cases: dict[str, str], launches: list[int]) -> Visit:
+    """``point`` as a worker needs it; ``cases`` are ids by layer."""
     return Visit(
         point=point.id,
         workload=point.workload,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from bitbench.execute.jobs import Job
+from bitbench.execute.dispatch import dispatch_of, unmet
+from bitbench.execute.jobs import Job, Visit, layer_spec
+from bitbench.layers import registry
 from bitbench.measure.clock import Series
 from bitbench.measure.roofline import Ruler
 from bitbench.store.schema import Status
@@ -17,24 +19,36 @@ class Judgement:
     status: Status
     reason: str
     metrics: dict[str, float]
+    notes: list[str]
+    dispatch: dict[str, str]
 
 
-def judge(subject: Subject, series: Series, job: Job, ruler: Ruler) -> Judgement:
-    """Status and figures of a subject whose outputs were right before and after timing."""
+def judge(subject: Subject, series: Series, job: Job, ruler: Ruler, *, visit: Visit, layer: str) -> Judgement:
+    """Status and figures of a subject whose outputs were right before and after timing.
+
+    Where several things are wrong, the one that says most about the others is told: another kernel
+    than the promised one, then a measurement that is not what the point says, then a time that
+    nothing can take.
+    """
     seconds = median(series.samples_ns) / series.calls / 1e9
     metrics = {"cpu.utilisation": series.utilisation(job.threads), **subject.metrics()}
+    notes: list[str] = []
     work = subject.work()
-    status, reason = Status.OK, ""
+    too_fast = None
     if work is not None:
         reached = ruler.share(work, seconds)
         if reached is not None:
             metrics["roofline.share"] = reached
-        too_fast = ruler.impossible(work, seconds)
-        if too_fast:
-            status, reason = Status.INVALID, too_fast
-    invalid, fallback = subject.invalid(), subject.fallback()
-    if invalid:
-        status, reason = Status.INVALID, invalid
-    if fallback:
-        status, reason = Status.FALLBACK, fallback
-    return Judgement(status, reason, metrics)
+        level = ruler.level(work, seconds)
+        if level.word == "impossible":
+            too_fast = level.why
+        elif level.word == "suspicious":
+            notes.append(f"suspicious: {level.why}")
+    spec = layer_spec(job, layer)
+    kind = registry.get(spec.kind)
+    status, reason = Status.OK, ""
+    if other := unmet(kind, spec, visit.spec, subject.kernel) or subject.fallback():
+        status, reason = Status.FALLBACK, other
+    elif wrong := subject.invalid() or too_fast:
+        status, reason = Status.INVALID, wrong
+    return Judgement(status, reason, metrics, notes, dispatch_of(kind, spec, subject.kernel))

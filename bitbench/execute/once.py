@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+from bitbench.execute.dispatch import dispatch_of, unmet
 from bitbench.execute.jobs import Job, Visit, derive_seed
 from bitbench.execute.outcome import of_exception
 from bitbench.execute.point import context_for, layer_specs, opened
@@ -59,10 +60,10 @@ def measure_point(job: Job, visit: Visit, emit: Callable[[Record], None], announ
                 # has used up nor the memory it has left behind.
                 set_seeds(context.seed)
                 gc.collect()
-                emit(_measured(session, visit.cases[layer], layer, specs[layer], replicate))
+                emit(_measured(session, visit, layer, specs[layer], replicate))
 
 
-def _measured(session: Session, case: str, layer: str, spec: LayerSpec, replicate: int) -> Record:
+def _measured(session: Session, visit: Visit, layer: str, spec: LayerSpec, replicate: int) -> Record:
     started, clock = utc_now(), time.monotonic()
     status, reason, outcome = Status.OK, "", Outcome({})
     reset_peak()
@@ -75,12 +76,16 @@ def _measured(session: Session, case: str, layer: str, spec: LayerSpec, replicat
         traceback.print_exc(file=sys.stderr)
         status, reason = of_exception(error)
         outcome = Outcome({})
+    kind = layer_registry.get(spec.kind)
+    if status is Status.OK and (other := unmet(kind, spec, visit.spec, outcome.kernel)):
+        status, reason = Status.FALLBACK, other
     return Record(
-        case=case,
+        case=visit.cases[layer],
         launch=replicate,
         status=status,
         reason=reason,
         kernel=outcome.kernel,
+        dispatch=dispatch_of(kind, spec, outcome.kernel),
         metrics=outcome.metrics,
         replicates=outcome.replicates,
         started=started,

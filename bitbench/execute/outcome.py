@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+from bitbench.measure.timers import ClockFault
 from bitbench.store.schema import Status
 from bitbench.workloads.base import Unsupported
 
@@ -17,6 +18,8 @@ def of_exception(error: BaseException) -> tuple[Status, str]:
     """The status an exception in a case stands for, and a one-line reason."""
     if isinstance(error, Unsupported):
         return Status.UNSUPPORTED, one_line(str(error)) or "unsupported here"
+    if isinstance(error, ClockFault):
+        return Status.INVALID, one_line(str(error))
     reason = one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Status.OOM, reason

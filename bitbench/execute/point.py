@@ -12,17 +12,28 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from bitbench.execute.jobs import Job, Visit, derive_seed
+from bitbench.execute.jobs import Job, Visit, derive_seed, layer_spec
 from bitbench.execute.judge import judge
 from bitbench.execute.outcome import of_exception
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
-from bitbench.measure.clock import Budget, CpuTimer, CudaTimer, Series, Timer, shuffled, warm_up
+from bitbench.measure.clock import Budget, Series, shuffled
 from bitbench.measure.roofline import Ruler
+from bitbench.measure.timers import (
+    GRAPH_BELOW_NS,
+    CpuTimer,
+    EventTimer,
+    FlushTimer,
+    GraphTimer,
+    Timer,
+    TorchGpu,
+)
+from bitbench.measure.warmup import Warmth, settle
 from bitbench.store.schema import Check, Record, Status
 from bitbench.store.writer import utc_now
 from bitbench.workloads import registry as workload_registry
@@ -39,9 +50,16 @@ class Entrant:
     layer: str
     order: int
     subject: Subject
-    call_ns: int = 0
+    timer: Timer = field(default_factory=CpuTimer)
+    warmth: Warmth | None = None
     before: Check | None = None
     after: Check | None = None
+
+    @property
+    def call_ns(self) -> int:
+        """Nanoseconds of one call, by the warm-up."""
+        assert self.warmth is not None
+        return self.warmth.call_ns
 
 
 class TimedPoint:
@@ -65,7 +83,9 @@ class TimedPoint:
         self.ruler = ruler
         # Not the job's list of layers: a point visited again after a crash keeps its streams.
         self.rng = random.Random(derive_seed(job.seed, self.launch, visit.point, "orders"))
-        self.timer: Timer = CudaTimer() if job.device == "cuda" else CpuTimer()
+        self.gpu = TorchGpu() if job.device == "cuda" else None
+        self.timer: Timer = CpuTimer() if self.gpu is None else EventTimer(self.gpu)
+        """For layers that need no other (:attr:`Entrant.timer`)."""
         self.budget = budget or Budget()
         self.entrants: dict[str, Entrant] = {}
         """Layers still in the running, in the order built."""
@@ -100,12 +120,24 @@ class TimedPoint:
         for entrant in list(self.entrants.values()):
             with self._attributed(entrant.layer, entrant.order):
                 self.announce(entrant.layer, "warm-up")
-                entrant.call_ns = warm_up(entrant.subject, self.timer, self.budget)
+                self._warm(entrant)
                 self.announce(entrant.layer, "check")
                 entrant.before = entrant.subject.check()
                 if not entrant.before.passed:
                     self._incorrect(entrant, entrant.before, "before timing")
                     del self.entrants[entrant.layer]
+
+    def _warm(self, entrant: Entrant) -> None:
+        """Warm a layer up, and settle by which timer it is timed."""
+        subject = entrant.subject
+        entrant.timer = self.timer
+        if self.gpu is not None and subject.flush:
+            entrant.timer = FlushTimer(self.gpu)
+        entrant.warmth = settle(subject, entrant.timer, self.budget)
+        if self.gpu is None or not subject.replayable or entrant.call_ns >= GRAPH_BELOW_NS:
+            return
+        entrant.timer = GraphTimer(self.gpu, subject.rotation)
+        entrant.warmth = settle(subject, entrant.timer, self.budget)
 
     def leave(self, layer: str, error: BaseException) -> None:
         """``layer`` raised ``error`` while it was timed: that becomes its record."""
@@ -115,13 +147,16 @@ class TimedPoint:
     def conclude(self, layer: str, series: Series) -> None:
         """Check ``layer`` again and give its record, with what was timed."""
         entrant = self.entrants[layer]
+        warmth = entrant.warmth
         with self._attributed(layer, entrant.order):
             self.announce(layer, "check")
             entrant.after = entrant.subject.check()
             if not entrant.after.passed:
                 self._incorrect(entrant, entrant.after, "after timing")
                 return
-            judgement = judge(entrant.subject, series, self.job, self.ruler)
+            self.announce(layer, "judge")
+            entrant.subject.timed(median(series.samples_ns) / series.calls / 1e9)
+            judgement = judge(entrant.subject, series, self.job, self.ruler, visit=self.visit, layer=layer)
             self.emit(
                 Record(
                     case=self.visit.cases[layer],
@@ -132,7 +167,11 @@ class TimedPoint:
                     calls=series.calls,
                     samples_ns=series.samples_ns,
                     order=entrant.order,
+                    timer=series.timer,
+                    stop=series.stop,
+                    notes=[*judgement.notes, *([warmth.note] if warmth is not None and warmth.note else [])],
                     kernel=entrant.subject.kernel,
+                    dispatch=judgement.dispatch,
                     before=entrant.before,
                     after=entrant.after,
                     metrics=judgement.metrics,
@@ -185,10 +224,7 @@ class TimedPoint:
 
 def layer_specs(job: Job) -> dict[str, LayerSpec]:
     """The job's layers as their kinds describe them."""
-    return {
-        name: layer_registry.get(str(spec["kind"])).spec.model_validate_json(json.dumps(spec))
-        for name, spec in job.layers.items()
-    }
+    return {name: layer_spec(job, name) for name in job.layers}
 
 
 def context_for(job: Job, visit: Visit, seed: int) -> Context:

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
+
+from pydantic import BaseModel
 
 from bitbench.errors import ToolError
 from bitbench.execute.jobs import Job
@@ -24,6 +26,9 @@ GRACE_SECONDS = 10.0
 LOG_TAIL = 400
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+LIBRARY_VARIABLE, BACKEND_VARIABLE = "BITIMPL_LIBRARY_PATH", "BITIMPL_BACKEND"
 
 
 class Hang(Exception):
@@ -50,7 +55,7 @@ class Worker:
                     stdout=stderr,
                     stderr=stderr,
                     pass_fds=(writer,),
-                    env=worker_environment(job.threads),
+                    env=worker_environment(job),
                     start_new_session=True,
                 )
         except OSError as error:
@@ -58,9 +63,25 @@ class Worker:
             raise ToolError(f"cannot start a worker process: {error}") from error
         finally:
             os.close(writer)
+        # A worker that is gone is found out about by its events, which end.
+        with contextlib.suppress(BrokenPipeError):
+            self._write(job.model_dump_json())
+            if job.mode != "steered":
+                self._stdin.close()
+
+    def send(self, command: BaseModel) -> None:
+        """Give a steered worker its next command."""
+        with contextlib.suppress(BrokenPipeError):
+            self._write(command.model_dump_json())
+
+    @property
+    def _stdin(self) -> IO[bytes]:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self.process.stdin as stdin:
-            stdin.write(job.model_dump_json().encode())
+        return self.process.stdin
+
+    def _write(self, line: str) -> None:
+        self._stdin.write(line.encode() + b"\n")
+        self._stdin.flush()
 
     def next_event(self, timeout: float, tick: Callable[[], None] | None = None) -> dict[str, Any] | None:
         """The next event, or None when the worker has closed its pipe.
@@ -115,9 +136,23 @@ class Worker:
         if self.process.poll() is None:
             self.kill()
         self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
         os.close(self._events)
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """The parent's environment (``BITIMPL_*`` included) with the number of threads fixed."""
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+def worker_environment(job: Job) -> dict[str, str]:
+    """The parent's environment (``BITIMPL_*`` included) with the number of threads fixed.
+
+    A side of a comparison takes its own native library and no other; one that has none (it is older
+    than the kernels) runs on its torch reference.
+    """
+    variables = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(job.threads))}
+    if job.side_root:
+        variables.pop(LIBRARY_VARIABLE, None)
+        own = Path(job.side_root) / "impl" / "_native"
+        if any(own.glob("*.so")):
+            variables[LIBRARY_VARIABLE] = str(own)
+        else:
+            variables[BACKEND_VARIABLE] = "torch"
+    return variables

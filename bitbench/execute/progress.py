@@ -31,6 +31,9 @@ class Sink(Protocol):
     def started(self, records: int, seconds: float) -> None:
         """``records`` outcomes are to come, in about ``seconds``."""
 
+    def extended(self, records: int, seconds: float) -> None:
+        """So many more outcomes are to come than :meth:`started` said."""
+
     def at(self, launch: str, case: Case, stage: str) -> None:
         """Work on ``case`` starts."""
 
@@ -53,6 +56,10 @@ class Pace:
         self.done_records = 0
         self.done_seconds = 0.0
         self._start = time.monotonic()
+
+    def extend(self, records: int, seconds: float) -> None:
+        self.records += records
+        self.seconds += seconds
 
     def advance(self, seconds: float) -> None:
         self.done_records += 1
@@ -117,6 +124,9 @@ class PlainSink:
         self._pace = Pace(records, seconds)
         self._last = time.monotonic()
 
+    def extended(self, records: int, seconds: float) -> None:
+        self._pace.extend(records, seconds)
+
     def at(self, launch: str, case: Case, stage: str) -> None:  # noqa: ARG002 - too much for a log
         return
 
@@ -167,6 +177,11 @@ class LiveSink:
         self._pace = Pace(records, seconds)
         self._task = self._bar.add_task("", total=self._pace.seconds, left="")
         self._live.start()
+
+    def extended(self, records: int, seconds: float) -> None:
+        self._pace.extend(records, seconds)
+        if self._task is not None:
+            self._bar.update(self._task, total=self._pace.seconds)
 
     def at(self, launch: str, case: Case, stage: str) -> None:
         self._where = f"{launch}: {case.label} ({stage})"

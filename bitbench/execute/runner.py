@@ -6,41 +6,36 @@ killer) costs the case in flight; a new worker carries on with the rest of its j
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bitbench.errors import ToolError, UserError
 from bitbench.execute import jobs, outcome
+from bitbench.execute.backstop import Backstop
 from bitbench.execute.identity import check_same_run, describe
-from bitbench.execute.jobs import Job, Pair, Setting
+from bitbench.execute.jobs import Job, Pair, Setting, Visit
+from bitbench.execute.observed import Observer
+from bitbench.execute.patience import Limits, Patience
 from bitbench.execute.process import Hang, Worker
 from bitbench.execute.progress import Sink
+from bitbench.execute.shared import copied
+from bitbench.execute.stages import IDLE, START, Stages
+from bitbench.execute.stopping import Allowance, Standing, by_case, next_launch, reason, sound, standings
 from bitbench.measure import host
+from bitbench.measure.lock import device_lock
 from bitbench.measure.telemetry import Telemetry
+from bitbench.store.earlier import set_aside
 from bitbench.store.reader import RunData, load_run
-from bitbench.store.schema import Case, Record, Status
+from bitbench.store.schema import Case, Record, RunEnd, Status
 from bitbench.store.writer import RunWriter, utc_now
-from bitbench.suite.expand import SHARED, Plan
+from bitbench.suite.expand import PROCESS_SECONDS, SHARED, Plan, counted
 
 LOGS = "logs"
 CACHE = "cache"
-
-NOT_ACCURACY = frozenset({"training.seconds"})
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a silent worker is waited for, in seconds."""
-
-    start: float = 300.0
-    """Until its first sign of life: importing torch from a cold disk."""
-    least: float = 120.0
-    """Between two signs of life, at least."""
-    factor: float = 20.0
-    """Between two signs of life: this many times the estimate of all layers at the point."""
 
 
 @dataclass
@@ -96,32 +91,48 @@ def execute(
     resume: bool = False,
     limits: Limits | None = None,
     telemetry_period: float = 1.0,
+    allowance: Allowance | None = None,
+    wait: bool = False,
+    again: Collection[Status] = (),
+    anew: bool = False,
 ) -> RunData:
     """Run everything of ``plan`` that ``run_dir`` lacks, and return the run.
 
     A new run folder is given its head first. With ``resume`` the folder holds a run already,
     which must be of the same plan, machine and code (:class:`UserError` otherwise).
-    KeyboardInterrupt passes through after everything measured is on the disk.
+    Of what it holds, records with a status in ``again`` are measured again and replaced one by one.
+    With ``anew`` the folder holds a run already that is to be measured again, all of it, as the code
+    is now; what it holds is kept (:func:`bitbench.store.earlier.set_aside`).
+    ``allowance`` lets further launches follow where intervals are wide. KeyboardInterrupt passes
+    through after everything measured is on the disk.
+
+    The device is locked meanwhile; where another bitbench holds it, ``wait`` says whether to wait
+    or to raise :class:`UserError`.
     """
-    if resume:
-        stored = load_run(run_dir)
-        check_same_run(stored, plan, machine)
-        machine.facts["peaks"] = stored.info.environment.get("peaks", {})
-        writer = RunWriter.reopen(run_dir)
-        records = stored.records
-    else:
-        writer = RunWriter.create(run_dir, describe(plan, machine, run_dir.name, suite_path), plan.cases)
-        records = []
-    with writer:
-        cache = run_dir / CACHE
-        cache.mkdir(exist_ok=True)
-        runner = _Runner(plan, run_dir, writer, sink, machine, limits or Limits(), records)
-        runner.run(telemetry_period)
-        shutil.rmtree(cache, ignore_errors=True)
-        for log in (run_dir / LOGS).glob("*.log"):
-            if not log.stat().st_size:
-                log.unlink()
-    return load_run(run_dir)
+    with device_lock(machine.device, wait=wait, note=sink.note):
+        if resume:
+            stored = load_run(run_dir)
+            check_same_run(stored, plan, machine)
+            machine.facts["peaks"] = stored.info.environment.get("peaks", {})
+            writer = RunWriter.reopen(run_dir)
+            records = [record for record in stored.records if record.status not in again]
+        else:
+            if anew:
+                kept = set_aside(run_dir)
+                sink.note(f"the earlier results are kept in {kept}")
+            writer = RunWriter.create(run_dir, describe(plan, machine, run_dir.name, suite_path), plan.cases)
+            records = []
+        with writer:
+            cache = run_dir / CACHE
+            cache.mkdir(exist_ok=True)
+            runner = _Runner(plan, run_dir, writer, sink, machine, limits or Limits(), records)
+            runner.run(telemetry_period, allowance)
+            writer.end(runner.end(allowance))
+            shutil.rmtree(cache, ignore_errors=True)
+            for log in (run_dir / LOGS).glob("*.log"):
+                if not log.stat().st_size:
+                    log.unlink()
+        return load_run(run_dir)
 
 
 class _Runner:
@@ -134,35 +145,39 @@ class _Runner:
         machine: Machine,
         limits: Limits,
         records: Iterable[Record],
+        setting: Setting | None = None,
     ) -> None:
         self.plan = plan
         self.logs = run_dir / LOGS
         self.writer = writer
         self.sink = sink
-        self.limits = limits
+        self.patience = Patience(plan, limits)
+        self.backstop = Backstop(plan)
         self.cases = {case.id: case for case in plan.cases}
         self.records: dict[Pair, Record] = {(r.case, r.launch): r for r in records}
-        self.setting = Setting(
+        for record in self.records.values():
+            self.backstop.saw(record)
+        self.setting = setting or Setting(
             machine.device, machine.threads, str((run_dir / CACHE).resolve()), machine.peaks
         )
-        self.point_seconds: dict[str, float] = {}
-        """Estimate of a point, one record of each of its cases."""
         self.seconds: dict[str, float] = {}
         """Estimate of one record of a case, its part in opening the point included."""
         for point in plan.points:
             cases, opening = plan.case_seconds(point), plan.open_seconds(point)
-            self.point_seconds[point.id] = opening + sum(cases.values())
             opened = opening * plan.processes_at(point) / (point.launches * len(cases))
             self.seconds |= {case: seconds + opened for case, seconds in cases.items()}
+        self.stages = Stages()
         self.telemetry: Telemetry
 
-    def run(self, telemetry_period: float) -> None:
+    def run(self, telemetry_period: float, allowance: Allowance | None = None) -> None:
         missing = self._missing()
         self.sink.started(len(missing), sum(self.seconds[case] for case, _ in missing))
         self.telemetry = Telemetry(self.writer.telemetry, period=telemetry_period).start()
         try:
             self._once()
             self._launches()
+            if allowance is not None:
+                self._further(allowance)
         finally:
             self.telemetry.stop()
             self.sink.finished()
@@ -192,7 +207,7 @@ class _Runner:
             for launch in range(case.launches):
                 source = self._computed(case, launch) if (case.id, launch) in missing else None
                 if source is not None:
-                    self._store([_copy(source, case)])
+                    self._store([copied(source, case)])
 
     def _computed(self, case: Case, launch: int) -> Record | None:
         for other in self.plan.cases:
@@ -209,32 +224,100 @@ class _Runner:
             if job.visits:
                 self._do(job)
 
+    def _further(self, allowance: Allowance) -> None:
+        """Launches beyond the suite's, of the points with the widest intervals."""
+        timed = [n for case, n in self.records if self.cases[case].phase == "timed"]
+        launch = max(timed, default=-1) + 1
+        while chosen := self._widest(allowance):
+            self.sink.note(f"launch-{launch}: {self._told(chosen[0])}; {counted(len(chosen), 'point')}")
+            of_case = by_case(self.records.values())
+            points = {one.point for one in chosen}
+            cases = [case for case in self.plan.cases if case.point in points]
+            wanted = {(case.id, launch) for case in cases if sound(of_case.get(case.id, []))}
+            self.sink.extended(len(wanted), sum(self.seconds[case] for case, _ in wanted))
+            self._do(jobs.timed_job(self.plan, self.setting, launch, wanted))
+            launch += 1
+
+    def _widest(self, allowance: Allowance) -> list[Standing]:
+        stands = standings(self.plan, self.records.values()).values()
+        return next_launch(
+            (one for one in stands if one is not None),
+            allowance.width,
+            allowance.seconds - self.stages.wall_s,
+            self.stages.start_seconds or PROCESS_SECONDS,
+        )
+
+    def _told(self, widest: Standing) -> str:
+        label = next(point.label for point in self.plan.points if point.id == widest.point)
+        width = f"within {widest.width:.1%}" if math.isfinite(widest.width) else "without an interval"
+        return f"widest so far {label}, {width}"
+
+    def end(self, allowance: Allowance | None = None) -> RunEnd:
+        """How the run ended, for the store."""
+        stands = standings(self.plan, self.records.values())
+        return RunEnd(
+            finished=utc_now(),
+            wall_s=round(self.stages.wall_s, 3),
+            stages_s=self.stages.seconds(),
+            stops={point: reason(one, allowance) for point, one in stands.items()},
+        )
+
     def _do(self, job: Job) -> None:
         """Run ``job`` to its end, with as many workers as it takes."""
-        while job.visits:
+        while (job := self._without_spared(job)).visits:
             death = self._attempt(job)
+            self.stages.enter(IDLE)
             if death:
                 self._store(death)
                 self.sink.note(f"{job.name}: {death[0].reason}; a new worker carries on with the rest")
-            job = jobs.without(job, self.records)
         self.writer.sync()
+
+    def _without_spared(self, job: Job) -> Job:
+        """What is left of ``job``, without what need not be tried: that is recorded as such."""
+        job = jobs.without(job, self.records)
+        for case, launch in list(jobs.pairs(job)):
+            if spared := self.backstop.spares(case, job.side):
+                status, reason = spared
+                self._store(
+                    [Record(case=case, launch=launch, status=status, reason=reason, started=utc_now())]
+                )
+        return jobs.without(job, self.records)
+
+    def _comes_to_spared(self, job: Job, event: dict[str, Any]) -> bool:
+        """Whether the worker has come to a case that need not be tried any more: its visit is left
+        to a new worker, which never had its memory run out."""
+        visit = _visit_of(job, event)
+        here = [event["case"]] if event["case"] else visit.cases.values()
+        return any(
+            (case, event["launch"]) not in self.records and self.backstop.spares(case, job.side)
+            for case in here
+        )
 
     def _attempt(self, job: Job) -> list[Record] | None:
         """One worker's try at ``job``: None when it ends well, else records of what died with it."""
         log = self.logs / f"{job.name}.log"
         killed_before = host.oom_kills()
         at: dict[str, Any] = {}
+        observer = Observer(self.telemetry)
+        self.stages.starting()
         with Worker(job, log) as worker:
             self.telemetry.watch(job.name, worker.process.pid)
             try:
                 while (event := worker.next_event(self._patience(at), self._tick)) is not None:
                     if event["event"] == "at":
+                        if self._comes_to_spared(job, event):
+                            return None
                         at = event
+                        observer.at(event)
                         case = self.cases[event["case"] or self._first_case(event["point"])]
                         self.sink.at(job.name, case, event["stage"])
+                        self.stages.enter(event["stage"])
                     elif event["event"] == "record":
-                        self._store([Record.model_validate(event["record"])])
+                        self._store([observer.add(Record.model_validate(event["record"]))])
+                    elif event["event"] == "peaks":
+                        self.setting = replace(self.setting, peaks=event["peaks"])
                     elif event["event"] == "done":
+                        self.stages.enter(START)
                         worker.wait()
                         missing = [pair for pair in jobs.pairs(job) if pair not in self.records]
                         if missing:
@@ -261,7 +344,7 @@ class _Runner:
                 f"the worker of {job.name} could not start ({reason}): {worker.last_words() or 'no message'}",
                 f"see {worker.log}",
             )
-        visit = next(v for v in job.visits if v.point == at["point"] and at["launch"] in v.launches)
+        visit = _visit_of(job, at)
         dead = [at["case"]] if at["case"] else list(visit.cases.values())
         lost = [(case, at["launch"]) for case in dead if (case, at["launch"]) not in self.records]
         if not lost:
@@ -281,9 +364,7 @@ class _Runner:
         ]
 
     def _patience(self, at: dict[str, Any]) -> float:
-        if not at:
-            return self.limits.start
-        return max(self.limits.least, self.limits.factor * self.point_seconds[at["point"]])
+        return self.patience.of(at.get("point", ""), at.get("case", ""))
 
     def _tick(self) -> None:
         if self.telemetry.error is not None:
@@ -293,29 +374,17 @@ class _Runner:
         return next(case.id for case in self.plan.cases if case.point == point)
 
     def _store(self, records: list[Record]) -> None:
+        if self.setting.side:
+            records = [record.model_copy(update={"side": self.setting.side}) for record in records]
         self.writer.records(records)
         for record in records:
+            self.backstop.saw(record)
             self.records[record.case, record.launch] = record
+            self.stages.recorded(record)
             self.sink.recorded(self.cases[record.case], record, self.seconds[record.case])
 
 
-def _copy(source: Record, case: Case) -> Record:
-    """The accuracy of ``source`` as the record of an equal case. Bytes and seconds stay behind:
-    they belong to the layer that was measured."""
-    return Record(
-        case=case.id,
-        launch=source.launch,
-        status=source.status,
-        metrics=_accuracy(source.metrics),
-        replicates=_accuracy(source.replicates),
-        shared_from=source.case,
-        started=utc_now(),
-    )
-
-
-def _accuracy(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in metrics.items()
-        if name.startswith(("quality.", "training.")) and name not in NOT_ACCURACY
-    }
+def _visit_of(job: Job, at: dict[str, Any]) -> Visit:
+    """The visit that an event of ``job``'s worker is about."""
+    here = [v for v in job.visits if v.point == at["point"] and at["launch"] in v.launches]
+    return next((v for v in here if at["case"] in v.cases.values()), here[0])

@@ -14,8 +14,10 @@ class PointClock(TimedPoint):
     def run(self) -> None:
         """Build, warm, check, time, check again; emit the records."""
         with self.opened():
-            for layer, series in self._time().items():
-                self.conclude(layer, series)
+            timed = self._time()
+            # The baseline first: what the others say may refer to its time.
+            for layer in sorted(timed, key=lambda name: name != self.job.baseline):
+                self.conclude(layer, timed[layer])
 
     def _time(self) -> dict[str, Series]:
         """Time all that are left. A layer that raises leaves, and the others start over."""
@@ -38,6 +40,12 @@ class PointClock(TimedPoint):
                     budget=replace(self.budget, seconds=max([self.budget.seconds, *wanted])),
                     call_ns={name: self.entrants[name].call_ns for name in names},
                     announce=turn,
+                    timers={name: self.entrants[name].timer for name in names},
+                    fixed={
+                        name: calls
+                        for name in names
+                        if (calls := self.entrants[name].subject.block_calls) is not None
+                    },
                 )
             except Exception as error:
                 self.leave(current, error)

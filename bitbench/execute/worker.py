@@ -1,6 +1,7 @@
 """The worker process: ``python -m bitbench.execute.worker EVENTS_FD PARENT_PID``, job on stdin.
 
-One process does one job (see :mod:`bitbench.execute.jobs`) and ends. It never outlives its
+One process does one job (see :mod:`bitbench.execute.jobs`) and ends. A steered one reads commands
+after its job, one a line, until there are no more (:mod:`bitbench.execute.steered`). It never outlives its
 parent, and where memory runs out it is the process the kernel should take.
 """
 
@@ -8,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from bitbench.errors import UserError
+from bitbench.execute.imports import import_from
 from bitbench.execute.jobs import Job, Pair, Visit
 from bitbench.execute.outcome import of_exception
 from bitbench.execute.seeds import set_seeds
@@ -61,10 +64,13 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def do(job: Job, events: Events) -> None:
+def do(job: Job, events: Events, commands: BinaryIO) -> None:
     """Do the whole job; what goes wrong in a case becomes its record."""
+    if job.side_root:
+        import_from(Path(job.side_root), job.side_packages)
     set_threads(job.threads)
     set_seeds(job.seed)
+    gc.freeze()  # of torch nothing becomes garbage: collections between points pass over it
     if job.mode == "probe":
         from bitbench.execute.probe import facts
 
@@ -74,8 +80,15 @@ def do(job: Job, events: Events) -> None:
             events.send("refused", message=error.message, remedy=error.remedy)
         return
     ruler = Ruler(Peaks(**job.peaks), lambda: measure_peaks(job.device, job.threads, last_level_cache()))
+    if job.mode == "steered":
+        from bitbench.execute.steered import obey
+
+        obey(job, commands, events, ruler)
+        return
     for visit in job.visits:
         _visit(job, visit, events, ruler)
+    if ruler.peaks != Peaks(**job.peaks):
+        events.send("peaks", peaks=ruler.peaks.as_dict())
 
 
 def _visit(job: Job, visit: Visit, events: Events, ruler: Ruler) -> None:
@@ -113,10 +126,10 @@ def _visit(job: Job, visit: Visit, events: Events, ruler: Ruler) -> None:
 def main() -> None:
     events_fd, parent = int(sys.argv[1]), int(sys.argv[2])
     follow_parent(parent)
-    job = Job.model_validate_json(sys.stdin.buffer.read())
+    job = Job.model_validate_json(sys.stdin.buffer.readline())
     with os.fdopen(events_fd, "w", encoding="utf-8") as stream:
         events = Events(stream)
-        do(job, events)
+        do(job, events, sys.stdin.buffer)
         events.send("done")
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,18 @@ class LayerSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     kind: str
+    require_backend: str | None = None
+    """What must serve this layer's calls, such as ``native``, ``torch`` or an instruction set: where
+    something else does, the case counts as ``fallback``. null: whatever the kind's name promises."""
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds this layer may take for one stage of a case (build, warm-up, a turn of timing, one
+    measurement) before it counts as hung; null means the workload entry's, or a multiple of the
+    estimate."""
+
+
+CONDITIONS = frozenset(LayerSpec.model_fields) - {"kind"}
+"""Fields common to all kinds: they say what a measurement must hold to, not what the layer is, and
+belong to no identity."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,9 @@ class LayerKind(ABC):
 
     name: ClassVar[str]
     spec: ClassVar[type[LayerSpec]]
+    backends: ClassVar[tuple[str, ...]] = ()
+    """What may serve this kind and can be told by :meth:`dispatch`: the values ``require_backend``
+    takes. Empty: the kind cannot tell."""
 
     @abstractmethod
     def cost(self, spec: Any, in_features: int, out_features: int) -> LayerCost:
@@ -75,6 +90,12 @@ class LayerKind(ABC):
     def convert(self, spec: Any, linear: nn.Linear) -> nn.Module:
         """The layer that replaces a trained ``linear``: weights and bias kept, ready for inference."""
 
+    def copies(self, module: nn.Module, count: int) -> list[nn.Module]:
+        """``count`` layers like ``module`` in memory of their own, to read weights from memory in turn."""
+        import copy
+
+        return [copy.deepcopy(module) for _ in range(count)]
+
     @abstractmethod
     def trainable(self, spec: Any, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
         """A freshly initialised layer for training, quantisation-aware where the kind quantises."""
@@ -91,6 +112,11 @@ class LayerKind(ABC):
     def kernel(self, module: nn.Module) -> str:
         """Name of the kernel that served ``module``'s last call."""
         return type(module).__name__
+
+    def dispatch(self, spec: Any, kernel: str) -> dict[str, str]:  # noqa: ARG002
+        """What ``kernel`` (one name that :meth:`kernel` gave) says about who served the call, see
+        :attr:`bitbench.store.schema.Record.dispatch`. Torch-free."""
+        return {}
 
     def fallback(self, spec: Any, kernel: str) -> str | None:  # noqa: ARG002
         """Why ``kernel`` is not the one this layer's name promises, or None."""

@@ -21,6 +21,7 @@ class Linear(LayerKind):
 
     name = "linear"
     spec = LinearSpec
+    backends = ("torch",)
 
     def cost(self, spec: LinearSpec, in_features: int, out_features: int) -> LayerCost:
         weights = in_features * out_features
@@ -81,6 +82,12 @@ class Linear(LayerKind):
     def kernel(self, module: Any) -> str:
         weight = module.weight
         return f"torch/linear/{str(weight.dtype).removeprefix('torch.')}/{weight.device.type}"
+
+    def dispatch(self, spec: LinearSpec, kernel: str) -> dict[str, str]:  # noqa: ARG002
+        parts = kernel.split("/")
+        if parts[:2] != ["torch", "linear"] or len(parts) != 4:
+            return {}
+        return {"backend": "torch", "packed": "no", "dtype": parts[2], "device": parts[3]}
 
 
 ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}

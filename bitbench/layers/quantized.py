@@ -9,7 +9,7 @@ import os
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from bitbench.layers.base import LayerCost, LayerKind
+from bitbench.layers.base import CONDITIONS, LayerCost, LayerKind
 from bitbench.layers.cost import FORMAT_BITS, codes_bytes, scales_bytes
 from bitbench.layers.linear import ROUNDING, float_tolerance
 from bitbench.layers.specs import BinarySpec, KTernarySpec, TernarySpec
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 ULP = 2.0**-23
 
+NATIVE_ISAS = ("avx512", "avx2", "portable")
+"""Instruction sets the native kernels are compiled for (csrc/cpu/isa.cpp)."""
+
 
 class Quantized(LayerKind):
     """What the three kinds share; each says its format, its components and its options."""
 
+    backends = ("native", "torch", *NATIVE_ISAS)
     operator: str
     """First part of its kernels' names: ``ternary_linear``."""
 
@@ -74,7 +78,7 @@ class Quantized(LayerKind):
         return LayerCost(codes, scales, k * FORMAT_BITS[self.format(spec)], k * passes * weights, compute)
 
     def numerics(self, spec: Any) -> dict[str, Any]:
-        return spec.model_dump(mode="json", exclude={"kind", "format"})
+        return spec.model_dump(mode="json", exclude={"kind", "format", *CONDITIONS})
 
     def random(self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int) -> nn.Module:
         import torch
@@ -136,6 +140,21 @@ class Quantized(LayerKind):
 
     def kernel(self, module: Any) -> str:
         return str(module.last_kernel)
+
+    def dispatch(self, spec: Any, kernel: str) -> dict[str, str]:  # noqa: ARG002
+        # operator/latent/torch, or operator/format/activations/road/isa where torch stands for the
+        # instruction set of the reference: see impl.native.last_kernel.
+        operator, *parts = kernel.split("/")
+        if operator != self.operator:
+            return {}
+        if parts == ["latent", "torch"]:
+            return {"backend": "torch", "operator": operator, "packed": "no"}
+        if len(parts) != 4:
+            return {}
+        format, activations, road, isa = parts
+        by = {"backend": "torch"} if isa == "torch" else {"backend": "native", "isa": isa}
+        said = {"format": format, "activations": activations, "road": road}
+        return {**by, "operator": operator, "packed": "yes", **said}
 
     def fallback(self, spec: Any, kernel: str) -> str | None:
         if spec.form == "training" or os.environ.get("BITIMPL_BACKEND") == "torch":

@@ -9,49 +9,28 @@ layer differ from itself by 1-4 %.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
+from bitbench.measure import cputime
+from bitbench.measure.cputime import Use
+from bitbench.measure.timers import Timer, measured
 from bitbench.store.schema import MAX_BLOCKS
 
+Stop = Literal["seconds", "blocks", "calls"]
+"""Why a layer got the blocks it got; see :class:`Turn`."""
 
-class Timer(Protocol):
-    """Measures a block of calls."""
+LEAST_CALLS = 2
+"""Timed calls of a turn at least: beside its one untimed call, half of a turn would else be lost. It
+also gives the slowest layer four blocks in a launch, of which one interrupted does not carry the
+median."""
 
-    def block(self, call: Callable[[], Any], calls: int) -> int:
-        """Nanoseconds ``calls`` successive calls took."""
-        ...
-
-
-class CpuTimer:
-    """The monotonic clock of the process."""
-
-    def block(self, call: Callable[[], Any], calls: int) -> int:
-        clock = time.perf_counter_ns
-        repeat = range(calls)
-        start = clock()
-        for _ in repeat:
-            call()
-        return clock() - start
-
-
-class CudaTimer:
-    """CUDA events on the current stream: time on the device, without the host's synchronise."""
-
-    def block(self, call: Callable[[], Any], calls: int) -> int:
-        import torch
-
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            call()
-        end.record()
-        end.synchronize()
-        return int(start.elapsed_time(end) * 1e6)
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Timed(Protocol):
@@ -85,11 +64,24 @@ class Series:
     calls: int = 1
     samples_ns: list[int] = field(default_factory=list)
     cpu_ns: int = 0
-    """Processor time of the process over the timed blocks, all threads."""
+    """Processor time of the process around the timed blocks, all threads."""
+    cpu_wall_ns: int = 0
+    """Time on the wall between the readings of ``cpu_ns``: a little more than the blocks themselves,
+    and on a GPU something else, the host's time instead of the device's."""
+    timer: str = ""
+    """Name of the timer that served."""
+    stop: str = ""
+    """Why the clock stopped taking blocks; see :class:`Turn`."""
+
+    def book(self, used: Use) -> None:
+        """Add what was used around one block."""
+        self.cpu_ns += used.cpu_ns
+        self.cpu_wall_ns += used.wall_ns
 
     def utilisation(self, threads: int) -> float:
-        """Processor time / (wall time x threads). Threads that spin while waiting count."""
-        return self.cpu_ns / (sum(self.samples_ns) * threads)
+        """Processor time / (wall time x threads). Threads that spin while waiting count; above 1,
+        the layer had threads at work beyond those it was given. Needs a booked block."""
+        return self.cpu_ns / (self.cpu_wall_ns * threads)
 
 
 @dataclass(frozen=True)
@@ -98,6 +90,10 @@ class Turn:
 
     calls: int
     blocks: int
+    stop: Stop = "seconds"
+    """What ends the timing. ``seconds``: the time for the layer is used up. ``blocks``: a call is so
+    long that the fewest blocks, a mirrored pair of turns, take more than that. ``calls``: the layer
+    itself says how many calls make a block."""
 
 
 def shuffled(names: Sequence[str], rng: random.Random) -> list[str]:
@@ -121,48 +117,57 @@ def turns(names: Sequence[str], rounds: int, start: int) -> list[str]:
     return order
 
 
-def warm_up(subject: Timed, timer: Timer, budget: Budget) -> int:
-    """Call until warm; returns the calibrated nanoseconds of one call (at least 1).
-
-    First calls pay for page faults, code caches and thread pools. The block doubles until it is
-    long enough for the clock, so the last, longest block is the one believed. A block that is
-    barely long enough may owe that to an interruption, which would leave every timed block too
-    short, so it has to be long enough twice.
-    """
-    subject.reset()
-    timer.block(subject.call, 1)
-    calls = 1
-    while True:
-        subject.reset()
-        duration = timer.block(subject.call, calls)
-        if budget.block_ns <= duration < budget.seconds * 1e9:
-            subject.reset()
-            duration = min(duration, timer.block(subject.call, calls))
-        limit = subject.max_calls
-        if duration >= budget.block_ns or (limit is not None and 2 * calls > limit):
-            return max(1, duration // calls)
-        calls *= 2
-
-
 def plan(
-    call_ns: dict[str, int], limits: dict[str, int | None], budget: Budget
+    call_ns: Mapping[str, int],
+    limits: Mapping[str, int | None],
+    budget: Budget,
+    fixed: Mapping[str, int] = NONE,
 ) -> tuple[int, dict[str, Turn]]:
     """Rounds, and what each layer does in its turn, to spend ``budget.seconds`` on each layer.
 
-    ``call_ns`` holds the time of one call, ``limits`` the most calls between two resets. The
-    number of rounds is common to all layers, even, and set by the slowest; faster layers take
-    several blocks a turn, so that each has enough blocks for a median.
+    ``call_ns`` holds the time of one call, ``limits`` the most calls between two resets, ``fixed``
+    the calls of a block where the layer leaves no choice. The number of rounds is common to all
+    layers, even, and set by the slowest; faster layers take several blocks a turn, so that each has
+    enough blocks for a median.
     """
-    slowest = max([*call_ns.values(), budget.block_ns])
+    block_of = {name: max(one * fixed.get(name, 1), budget.block_ns) for name, one in call_ns.items()}
+    # The longest of the shortest turns.
+    slowest = max(max(block_of[name], one * fixed.get(name, LEAST_CALLS)) for name, one in call_ns.items())
     rounds = max(2, min(budget.max_rounds, int(budget.seconds * 1e9 // slowest)) // 2 * 2)
     turn_ns = budget.seconds * 1e9 / rounds
     schedule = {}
     for name, one in call_ns.items():
-        blocks = max(1, min(budget.max_blocks // rounds, int(turn_ns // max(one, budget.block_ns))))
-        calls = max(1, int(turn_ns / blocks // one), -(-budget.block_ns // one))
+        blocks = max(1, min(budget.max_blocks // rounds, int(turn_ns // block_of[name])))
+        calls = fixed.get(name) or max(1, int(turn_ns / blocks // one), -(-budget.block_ns // one))
         limit = limits[name]
-        schedule[name] = Turn(calls if limit is None else max(1, min(calls, limit)), blocks)
+        stop: Stop = "calls" if name in fixed or (limit is not None and limit < calls) else "seconds"
+        if limit is not None:
+            calls = max(1, min(calls, limit))
+        if calls * blocks < LEAST_CALLS:
+            blocks = LEAST_CALLS
+            stop = "blocks" if one * blocks > turn_ns and stop == "seconds" else stop
+        schedule[name] = Turn(calls, blocks, stop)
     return rounds, schedule
+
+
+def take_turn(subject: Timed, timer: Timer, turn: Turn, series: Series) -> None:
+    """One turn of a layer; its blocks are added to ``series``.
+
+    It starts with one untimed call, which brings the layer's own data back after its neighbour's
+    turn.
+
+    Raises:
+        ClockFault: a block took no time, or less.
+    """
+    series.timer, series.stop = timer.name, turn.stop
+    subject.reset()
+    subject.call()
+    for _ in range(turn.blocks):
+        subject.reset()
+        before = cputime.now()
+        duration = measured(timer, subject.call, turn.calls)
+        series.book(cputime.now().since(before))
+        series.samples_ns.append(duration)
 
 
 def time_together(
@@ -173,33 +178,38 @@ def time_together(
     budget: Budget,
     call_ns: dict[str, int],
     announce: Callable[[str], None],
+    timers: Mapping[str, Timer] = NONE,
+    fixed: Mapping[str, int] = NONE,
 ) -> dict[str, Series]:
     """Time all ``subjects`` of a point in mirrored and rotated turns.
 
-    ``call_ns`` comes from :func:`warm_up`. ``announce(name)`` is called before each turn, untimed.
-    Each turn starts with one untimed call, which brings the layer's own data back after its
-    neighbour's turn. The garbage collector is off in the timed blocks.
+    ``call_ns`` comes from :func:`bitbench.measure.warmup.settle`, ``timers`` holds those of layers
+    that have one of their own, ``fixed`` is as for :func:`plan`. ``announce(name)`` is called before
+    each turn, untimed. The garbage collector is off meanwhile.
+
+    Raises:
+        ClockFault: a block took no time, or less.
     """
-    rounds, schedule = plan(call_ns, {name: s.max_calls for name, s in subjects.items()}, budget)
+    limits = {name: subject.max_calls for name, subject in subjects.items()}
+    rounds, schedule = plan(call_ns, limits, budget, fixed)
     series = {name: Series(calls=turn.calls) for name, turn in schedule.items()}
     names = list(subjects)
     order = turns(names, rounds, rng.randrange(len(names)))
+    with collector_off():
+        for name in order:
+            announce(name)
+            take_turn(subjects[name], timers.get(name, timer), schedule[name], series[name])
+    return series
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """No garbage collection inside, one before."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for name in order:
-            announce(name)
-            subject, turn, result = subjects[name], schedule[name], series[name]
-            subject.reset()
-            subject.call()
-            for _ in range(turn.blocks):
-                subject.reset()
-                cpu = time.process_time_ns()
-                duration = timer.block(subject.call, turn.calls)
-                result.cpu_ns += time.process_time_ns() - cpu
-                result.samples_ns.append(max(1, duration))
+        yield
     finally:
         if collecting:
             gc.enable()
-    return series

@@ -1,4 +1,9 @@
-"""Whether a machine is fit to measure on: findings, each with its remedy. Changes nothing."""
+"""Whether a machine is fit to measure on: findings, each with its remedy. Changes nothing.
+
+Processors are in :mod:`bitbench.measure.fitness_cpu`, the GPU in
+:mod:`bitbench.measure.fitness_gpu`. Apart from loading torch in a process of its own, all of it
+takes about a second.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +13,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bitbench.measure import host
-from bitbench.measure.telemetry import find_gpu
+from bitbench.measure import fitness_cpu, fitness_gpu, host
+from bitbench.measure.findings import Finding, Level, degraded, fit, unfit
 
 GIB = 1024**3
 MEMORY_UNFIT, MEMORY_DEGRADED = 1.5 * GIB, 4 * GIB
 """Available memory: torch and a small model need the first, the llm suite the second."""
-LOAD_DEGRADED = 0.25
-"""Load average per usable core above which other work disturbs. Never unfit: it passes, and a run
-that measures bytes or accuracy does not mind."""
 DISK_UNFIT, DISK_DEGRADED = 0.1 * GIB, 2 * GIB
 """Free space: a run is a few MB, model weights and conversions are not."""
 NATIVE_SECONDS = 120.0
@@ -30,24 +30,9 @@ NATIVE_QUESTION = """
 import json
 from bitbench.execute.probe import native
 import torch
-print(json.dumps({"native": native(), "torch": torch.__version__, "cuda": torch.cuda.is_available()}))
+print(json.dumps({"native": native(), "torch": torch.__version__, "cuda": torch.cuda.is_available(),
+                  "built": torch.version.cuda}))
 """
-
-
-class Level(StrEnum):
-    FIT = "fit"
-    DEGRADED = "degraded"
-    UNFIT = "unfit"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fact about the machine and what it means for measuring."""
-
-    what: str
-    level: Level
-    found: str
-    remedy: str = ""
 
 
 def examine() -> list[Finding]:
@@ -57,7 +42,14 @@ def examine() -> list[Finding]:
         try:
             findings += check()
         except Exception as error:
-            findings.append(Finding(name, Level.DEGRADED, f"cannot be examined: {error}"))
+            findings.append(
+                degraded(
+                    name,
+                    f"cannot be examined: {type(error).__name__}: {error}",
+                    "this part of the machine is unknown",
+                    "see that /proc and /sys can be read",
+                )
+            )
     return findings
 
 
@@ -67,75 +59,21 @@ def verdict(findings: list[Finding]) -> Level:
     return max((finding.level for finding in findings), key=order.index, default=Level.FIT)
 
 
-def cores() -> list[Finding]:
-    usable, physical = len(host.usable_cpus()), host.physical_cores()
-    caches = ", ".join(f"{name} {size // 1024} KiB" for name, size in host.caches().items())
-    found = f"{host.cpu_model()}: {physical} physical, {usable} logical usable; {caches or 'caches unknown'}"
-    if not host.last_level_cache():
-        return [
-            Finding(
-                "cores",
-                Level.DEGRADED,
-                found,
-                "cache sizes cannot be read: `cache: cold` cases will be marked invalid",
-            )
-        ]
-    quota = host.cpu_quota()
-    if quota is not None and quota != int(quota):
-        return [
-            Finding(
-                "cores",
-                Level.DEGRADED,
-                f"{found}; quota of {quota:g} processors",
-                "a fractional quota stops threads in mid-block: give the container whole processors",
-            )
-        ]
-    return [Finding("cores", Level.FIT, found)]
-
-
-def governor() -> list[Finding]:
-    name = host.governor()
-    if not name:
-        return [Finding("governor", Level.FIT, "none visible (a virtual machine, or fixed by firmware)")]
-    if name == "performance":
-        return [Finding("governor", Level.FIT, name)]
-    return [
-        Finding(
-            "governor",
-            Level.DEGRADED,
-            f"{name}: the clock follows the load",
-            "sudo cpupower frequency-set -g performance",
-        )
-    ]
-
-
 def memory() -> list[Finding]:
     available = host.memory_available()
     found = f"{available / GIB:.1f} GiB available of {host.memory_limit() / GIB:.1f}"
+    remedy = "free memory (ps aux --sort=-rss shows who has it)"
     if available < MEMORY_UNFIT:
-        return [
-            Finding("memory", Level.UNFIT, found, f"free memory: {MEMORY_UNFIT / GIB:.1f} GiB are needed")
-        ]
+        why = f"torch and a small model need {MEMORY_UNFIT / GIB:.1f} GiB"
+        return [unfit("memory", found, why, remedy)]
     if available < MEMORY_DEGRADED:
-        return [Finding("memory", Level.DEGRADED, found, "large shapes may end as status oom; free memory")]
-    return [Finding("memory", Level.FIT, found)]
-
-
-def load() -> list[Finding]:
-    average = host.load_1m()
-    if average is None:
-        return [Finding("load", Level.DEGRADED, "the load average cannot be read")]
-    each = average / host.physical_cores()
-    found = f"{average:.2f} over one minute, {each:.2f} per core"
-    if each <= LOAD_DEGRADED:
-        return [Finding("load", Level.FIT, found)]
-    return [Finding("load", Level.DEGRADED, found, "stop other work (top shows it) and wait a minute")]
+        return [degraded("memory", found, "large shapes may end as status oom", remedy)]
+    return [fit("memory", found)]
 
 
 def kernels() -> list[Finding]:
     """Instruction sets, and what torch and the native library say in a process of their own."""
-    flags = " ".join(host.cpu_flags()) or "none of interest"
-    findings = [Finding("isa", Level.FIT, flags)]
+    findings = [fit("isa", " ".join(host.cpu_flags()) or "none of interest")]
     done = subprocess.run(
         [sys.executable, "-c", NATIVE_QUESTION],
         capture_output=True,
@@ -145,43 +83,38 @@ def kernels() -> list[Finding]:
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return [
-            *findings,
-            Finding(
-                "kernels", Level.UNFIT, f"torch or impl cannot be loaded: {lines[-1]}", "reinstall bitbench"
-            ),
-        ]
+        found = f"torch or impl cannot be loaded: {lines[-1]}"
+        remedy = "pip install --force-reinstall bitbench"
+        return [*findings, unfit("kernels", found, "nothing can run", remedy)]
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    findings.append(Finding("torch", Level.FIT, f"{answer['torch']}, cuda {answer['cuda']}"))
+    findings.append(_torch(answer))
     native = answer["native"]
     if not native.get("library"):
         return [
             *findings,
-            Finding(
+            degraded(
                 "kernels",
-                Level.DEGRADED,
                 f"no native kernels: {native.get('why_not')}",
-                "install a C++ compiler and CMake, then pip install again; "
-                "until then quantised layers run on the torch reference (status fallback)",
+                "quantised layers run on the torch reference (status fallback): slower than they are",
+                "install a C++ compiler, then pip install bitbench again",
             ),
         ]
     isas = ", ".join(native.get("isas", []))
-    return [*findings, Finding("kernels", Level.FIT, f"native, using {native['isa']} (usable: {isas})")]
+    return [*findings, fit("kernels", f"native, using {native['isa']} (usable: {isas})")]
 
 
-def gpu() -> list[Finding]:
-    found = find_gpu()
-    try:
-        state = found.read()
-    finally:
-        found.close()
-    if state.memory_used is None:
-        return [Finding("gpu", Level.FIT, "none: suites measure the CPU")]
-    if state.percent:
-        return [
-            Finding("gpu", Level.DEGRADED, f"{state.percent:.0f} % busy", "stop what runs there (nvidia-smi)")
-        ]
-    return [Finding("gpu", Level.FIT, f"idle, {state.memory_used / GIB:.1f} GiB in use")]
+def _torch(answer: dict[str, Any]) -> Finding:
+    built = answer.get("built")
+    found = f"{answer['torch']}, " + ("with a usable GPU" if answer["cuda"] else "CPU only")
+    if answer["cuda"] or not fitness_gpu.present():
+        return fit("torch", found)
+    why = f"built for CUDA {built}, which this driver does not serve" if built else "built without CUDA"
+    return degraded(
+        "torch",
+        found,
+        f"there is a GPU that torch cannot use ({why}): suites measure the CPU",
+        "install a build of torch for this driver's CUDA version (nvidia-smi names it in its first lines)",
+    )
 
 
 def compiler() -> list[Finding]:
@@ -189,11 +122,12 @@ def compiler() -> list[Finding]:
     path = next((name for name in names if shutil.which(name)), None)
     if path is None:
         return [
-            Finding("compiler", Level.FIT, "no C++ compiler (only needed to build the native kernels anew)")
+            fit(
+                "compiler", "no C++ compiler", "bitbench compare needs one, and a build of the native kernels"
+            )
         ]
     done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False)
-    first = done.stdout.splitlines()[0] if done.stdout else path
-    return [Finding("compiler", Level.FIT, first)]
+    return [fit("compiler", done.stdout.splitlines()[0] if done.stdout else path)]
 
 
 def disk() -> list[Finding]:
@@ -201,21 +135,28 @@ def disk() -> list[Finding]:
     free = shutil.disk_usage(here).free
     found = f"{free / GIB:.1f} GiB free in the current directory"
     if not os.access(here, os.W_OK):
-        return [Finding("disk", Level.UNFIT, f"{here} is not writable", "change to a directory of your own")]
+        why = "a run has nowhere to go"
+        return [unfit("disk", f"{here} is not writable", why, "change to a directory of your own")]
     if free < DISK_UNFIT:
-        return [Finding("disk", Level.UNFIT, found, "free some space")]
+        return [unfit("disk", found, "a run has nowhere to go", "free some space")]
     if free < DISK_DEGRADED:
-        return [Finding("disk", Level.DEGRADED, found, "model weights and conversions need about 2 GiB")]
-    return [Finding("disk", Level.FIT, found)]
+        why = "model weights and conversions need about 2 GiB"
+        return [degraded("disk", found, why, "free some space, or use --results on another disk")]
+    return [fit("disk", found)]
 
 
 CHECKS: dict[str, Callable[[], list[Finding]]] = {
-    "cores": cores,
-    "kernels": kernels,
-    "governor": governor,
+    # What the machine does while nobody asks it anything comes first: loading torch keeps it busy.
+    "load": fitness_cpu.load,
+    "activity": fitness_cpu.activity,
+    "cores": fitness_cpu.cores,
+    "sharing": fitness_cpu.sharing,
+    "clocks": fitness_cpu.clocks,
+    "layout": fitness_cpu.layout,
+    "variables": fitness_cpu.variables,
     "memory": memory,
-    "load": load,
-    "gpu": gpu,
+    "gpu": fitness_gpu.gpu,
+    "kernels": kernels,
     "compiler": compiler,
     "disk": disk,
 }

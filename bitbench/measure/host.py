@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 
 CPU_DIR = Path("/sys/devices/system/cpu")
+NODE_DIR = Path("/sys/devices/system/node")
+CLOCK_DIR = Path("/sys/devices/system/clocksource/clocksource0")
 CGROUP_DIR = Path("/sys/fs/cgroup")
 
 ISA_FLAGS = {
@@ -60,11 +62,35 @@ def usable_cpus() -> set[int]:
 
 
 def cpu_quota() -> float | None:
-    """Processors' worth of time the control group grants; None means no limit."""
-    quota, _, period = read(CGROUP_DIR / "cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit() and int(period) > 0:
-        return int(quota) / int(period)
-    return None
+    """Processors' worth of time the control groups grant; None means no limit."""
+    quotas = []
+    for group in control_groups():
+        quota, _, period = read(group / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period) > 0:
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def control_groups() -> list[Path]:
+    """Folders of the control groups (version 2) this process is in, the innermost first. In a
+    container, the one at the top is the container's own."""
+    for line in read(Path("/proc/self/cgroup")).splitlines():
+        if line.startswith("0::"):
+            inner = CGROUP_DIR / line[3:].strip("/")
+            return [path for path in (inner, *inner.parents) if path.is_relative_to(CGROUP_DIR)]
+    return [CGROUP_DIR]
+
+
+def cpu_stalled_s() -> float | None:
+    """Seconds for which a quota of the control groups has held their processes, since they were
+    made; None without a group that counts."""
+    stalled = [
+        int(value) / 1e6
+        for group in control_groups()
+        for name, _, value in (line.partition(" ") for line in read(group / "cpu.stat").splitlines())
+        if name == "throttled_usec" and value.isdigit()
+    ]
+    return sum(stalled) if stalled else None
 
 
 def physical_cores() -> int:
@@ -118,31 +144,89 @@ def governor() -> str:
     return read(CPU_DIR / "cpu0" / "cpufreq" / "scaling_governor")
 
 
+def turbo() -> bool | None:
+    """Whether the clock may rise above its nominal rate; None where the system does not say."""
+    off = read(CPU_DIR / "intel_pstate" / "no_turbo")
+    if off:
+        return off == "0"
+    boost = read(CPU_DIR / "cpufreq" / "boost")
+    return boost == "1" if boost else None
+
+
+def cpu_list(text: str) -> set[int]:
+    """Processors of the kernel's notation: ``0-2,8`` is {0, 1, 2, 8}."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdigit():
+            found |= set(range(int(first), int(last if last.isdigit() else first) + 1))
+    return found
+
+
+def siblings() -> set[int]:
+    """Logical processors that share a core with one this process may run on, those included."""
+    found = set()
+    for cpu in usable_cpus():
+        found |= cpu_list(read(CPU_DIR / f"cpu{cpu}" / "topology" / "thread_siblings_list")) | {cpu}
+    return found
+
+
+def memory_nodes() -> dict[int, set[int]]:
+    """By memory node (NUMA), the processors of it this process may run on; nodes without any are
+    left out, and all of them where the kernel does not list nodes."""
+    usable, found = usable_cpus(), {}
+    for node in NODE_DIR.glob("node[0-9]*"):
+        if cpus := cpu_list(read(node / "cpulist")) & usable:
+            found[int(node.name.removeprefix("node"))] = cpus
+    return dict(sorted(found.items()))
+
+
+def clock_source() -> str:
+    """What the kernel's clock counts, such as ``tsc``; empty where it does not say."""
+    return read(CLOCK_DIR / "current_clocksource")
+
+
+def virtual() -> bool:
+    """Whether this is a virtual machine, as far as the processor tells (x86)."""
+    return any(
+        "hypervisor" in line.split()
+        for line in read(Path("/proc/cpuinfo")).splitlines()
+        if line.startswith("flags")
+    )
+
+
+def huge_pages() -> str:
+    """State of transparent huge pages: ``always``, ``madvise`` or ``never``; empty if unknown."""
+    text = read(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
+    return text.partition("[")[2].partition("]")[0]
+
+
 def memory_limit() -> int:
     """Bytes this process may use: the machine's memory or the control group's limit."""
     total = int(psutil.virtual_memory().total)
-    limit = read(CGROUP_DIR / "memory.max")
-    return min(total, int(limit)) if limit.isdigit() else total
+    limits = (read(group / "memory.max") for group in control_groups())
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def memory_available() -> int:
     """Bytes still available to this process without swapping."""
     available = int(psutil.virtual_memory().available)
-    limit, used = read(CGROUP_DIR / "memory.max"), read(CGROUP_DIR / "memory.current")
-    if limit.isdigit() and used.isdigit():
-        reclaimable = 0
-        for line in read(CGROUP_DIR / "memory.stat").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "inactive_file" and value.isdigit():
-                reclaimable = int(value)
-        available = min(available, int(limit) - int(used) + reclaimable)
+    for group in control_groups():
+        limit, used = read(group / "memory.max"), read(group / "memory.current")
+        if limit.isdigit() and used.isdigit():
+            reclaimable = 0
+            for line in read(group / "memory.stat").splitlines():
+                name, _, value = line.partition(" ")
+                if name == "inactive_file" and value.isdigit():
+                    reclaimable = int(value)
+            available = min(available, int(limit) - int(used) + reclaimable)
     return max(0, available)
 
 
 def oom_kills() -> int:
     """Processes the kernel has killed for memory since boot, here or in the control group."""
     kills = 0
-    for path in (Path("/proc/vmstat"), CGROUP_DIR / "memory.events"):
+    for path in (Path("/proc/vmstat"), *(group / "memory.events" for group in control_groups())):
         for line in read(path).splitlines():
             name, _, value = line.partition(" ")
             if name == "oom_kill" and value.isdigit():

@@ -47,7 +47,7 @@ def answer(summary: Summary) -> list[str]:
 
 def caveats(summary: Summary) -> list[str]:
     """What a reader must know before believing the answer."""
-    notes = []
+    notes = [f"{text[:1].upper()}{text[1:]}." for text in summary.run.warnings]
     if summary.quick:
         notes.append(
             "Quick run: figures are indications without verdicts. Two launches give no interval; "

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bitbench.analysis.claims import ClaimResult, ClaimStatus, describe_bound, describe_where, evaluate
+from bitbench.analysis.compare import compare_sides
 from bitbench.analysis.summary import Summary, summarise
 from bitbench.analysis.verdicts import JUDGE_CONFIDENCE
+from bitbench.errors import ToolError
+from bitbench.report import compared
 from bitbench.report.accuracy import accuracy, training
 from bitbench.report.answer import QUESTION, answer, caveats
+from bitbench.report.machine import telemetry
 from bitbench.report.memory import memory
 from bitbench.report.numbers import percent, with_interval
 from bitbench.report.overview import overview
@@ -58,6 +62,7 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
     results = evaluate(summary)
     unjudged = [result for result in results if result.excused]
     wanted = [
+        sides(summary),
         overview(summary),
         memory(summary, drawn.get("memory", ())),
         speed(summary, drawn.get("speed", ())),
@@ -65,6 +70,7 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
         accuracy(summary, drawn.get("accuracy", ())),
         *training(summary),
         failures(summary),
+        telemetry(summary),
         environment(summary),
         how_to_read(summary),
         every_case(summary),
@@ -86,6 +92,16 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
         sections=[section for section in wanted if section is not None],
         version=info.code.bitbench,
     )
+
+
+def sides(summary: Summary) -> Section | None:
+    """What a run that measured two versions in turns says about them; None for a plain run."""
+    if not summary.run.info.sides:
+        return None
+    try:
+        return compared.section(compare_sides(summary.run))
+    except ToolError as error:  # nothing was measured: the failures have a section of their own
+        return compared.empty_section(error.message)
 
 
 def _readable(created: str) -> str:

@@ -11,7 +11,7 @@ from bitbench.store.metrics import METRICS
 _HEAD = ["run", "case", "workload", "layer", "status"]
 _TAIL = [
     *("metric", "value", "low", "high", "confidence", "least", "most", "unit", "n", "replicate"),
-    *("verdict", "against", "kernel", "reason"),
+    *("verdict", "against", "kernel", "reason", "notes"),
 ]
 _VERDICTS = {"time.speedup": "verdict", "time.speedup_best_float": "verdict_best_float"}
 
@@ -37,6 +37,7 @@ def _rows(case: CaseSummary, summary: Summary) -> list[dict[str, Any]]:
         **{key: shape_text(value) for key, value in case.case.params.items()},
         "kernel": "; ".join(case.kernels),
         "reason": case.reason,
+        "notes": "; ".join(case.notes),
     }
     rows = []
     for metric, series in case.series.items():

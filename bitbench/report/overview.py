@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bitbench.analysis.aggregate import Point, Total, common_shapes, linear_points, totals
 from bitbench.analysis.summary import CaseSummary, Summary
+from bitbench.analysis.verdicts import Verdict, Word
 from bitbench.report.numbers import ABSENT, estimate, interval, percent, plain, shape_text, spread
 from bitbench.report.tables import (
     Cell,
@@ -198,12 +199,21 @@ def _speed(total: Total | None, layer: str, summary: Summary) -> Cell:
     if total.speedup is None:
         return Cell(time, sort=latency.value)
     speedup = total.speedup.estimate()
-    word = total.verdict.word.value if total.verdict is not None else ""
+    word = verdict_text(total.verdict)
     notes = [time] if layer == summary.baseline else [interval(speedup, "x"), word, time]
     if total.speedup_best_float is not None and layer != total.best_float:
         notes.append(f"{estimate(total.speedup_best_float.estimate(), 'x')} vs float")
     text = "1x" if layer == summary.baseline else estimate(speedup, "x")
     return Cell(text, tuple(n for n in notes if n), sort=speedup.value, tone=verdict_tone(total.verdict))
+
+
+def verdict_text(verdict: Verdict | None) -> str:
+    """The word of a verdict; an undecided one says which difference it would have seen."""
+    if verdict is None:
+        return ""
+    if verdict.word is Word.INCONCLUSIVE and verdict.detectable is not None:
+        return f"{verdict.word.value} (would see {plain(100 * verdict.detectable, 2)} %)"
+    return verdict.word.value
 
 
 def _tokens(case: CaseSummary | None, summary: Summary, layer: str) -> Cell:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,7 +104,7 @@ def _case_row(case: CaseSummary) -> list[Cell]:
         Cell("", sort=float("inf"))
         if share is None
         else Cell(percent(share.value), sort=share.value, tone="warn" if share.value > 1 else ""),
-        Cell(", ".join(case.kernels), tone="muted"),
+        Cell(", ".join(case.kernels), case.notes, tone="muted"),
     ]
 
 
@@ -114,7 +113,7 @@ def _values(case: CaseSummary, metric: str, unit: str) -> str:
 
 
 def environment(summary: Summary) -> Section:
-    """Section ``environment``: machine and code, and how the machine fared."""
+    """Section ``environment``: machine and code."""
     info = summary.run.info
     facts: list[tuple[str, str]] = [
         ("run", info.run),
@@ -133,11 +132,7 @@ def environment(summary: Summary) -> Section:
         filterable=True,
         html_only=True,
     )
-    tables = [table]
-    if (telemetry := _telemetry(summary)) is not None:
-        tables.append(telemetry)
-    prose = [machine(summary)]
-    return Section("environment", "Environment", prose, tables, folded=True)
+    return Section("environment", "Environment", [machine(summary)], [table], folded=True)
 
 
 def machine(summary: Summary) -> str:
@@ -188,31 +183,6 @@ def _flat(prefix: str, tree: Any) -> list[tuple[str, str]]:
     return [(prefix, "unknown" if tree is None or tree == "" else str(tree))]
 
 
-def _telemetry(summary: Summary) -> Table | None:
-    samples = summary.run.telemetry
-    fields = [
-        ("CPU in use", "cpu_percent", "%"),
-        ("CPU clock", "cpu_mhz", "MHz"),
-        ("Load (1 min)", "load_1m", ""),
-        ("Memory in use", "memory_used", "B"),
-        ("Memory of the worker", "worker_rss", "B"),
-        ("GPU in use", "gpu_percent", "%"),
-        ("GPU memory in use", "gpu_memory_used", "B"),
-        ("GPU power", "gpu_power_w", "W"),
-        ("GPU clock", "gpu_sm_mhz", "MHz"),
-    ]
-    rows = []
-    for title, name, unit in fields:
-        values = [float(value) for sample in samples if (value := getattr(sample, name)) is not None]
-        if values:
-            figures = (min(values), statistics.median(values), max(values))
-            rows.append([Cell(title), *(Cell(quantity(v, unit), sort=v) for v in figures)])
-    if not rows:
-        return None
-    columns = [Column("During the run", numeric=False), Column("Lowest"), Column("Median"), Column("Highest")]
-    return Table("telemetry", f"Telemetry, {len(samples)} samples", columns, rows, html_only=True)
-
-
 def how_to_read(summary: Summary) -> Section:
     """Section ``methods``."""
     info = summary.run.info
@@ -230,7 +200,13 @@ def how_to_read(summary: Summary) -> Section:
         "what disturbs both sides cancels.",
         f"**Verdicts** are taken at {percent(JUDGE_CONFIDENCE)} with a minimum effect of "
         f"{percent(MINIMUM_EFFECT)}: faster or slower if the interval lies wholly beyond it, same if wholly "
-        "within it, inconclusive otherwise. Not comparable: one side failed.",
+        "within it, inconclusive otherwise. Not comparable: one side failed. `would see 3 %` beside an "
+        "inconclusive one: the difference that as many launches of this spread would have shown four times "
+        "of five.",
+        "**Many cases**: the spread of a few launches is itself uncertain, so a verdict's variance is drawn "
+        "towards that of like cases (same workload, M and cache state; empirical Bayes), unless the case is "
+        "clearly noisier than they are. Faster and slower are corrected over all cases of the run "
+        "(Benjamini-Hochberg). Printed intervals are each case's own.",
         f"**Claims** pass if the whole {percent(JUDGE_CONFIDENCE)} interval clears the bound in every case "
         "they are about, fail if it lies wholly on the wrong side, and are inconclusive in between. A "
         "claim that no case answers is not evaluated. Only gating claims turn the exit code.",

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from bitbench.analysis.aggregate import linear_points, linear_shapes
 from bitbench.analysis.limits import binding_limit, peaks
+from bitbench.analysis.remarks import suspicion
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.report.numbers import estimate, interval, percent, plain, shape_text, with_interval
-from bitbench.report.overview import point_title
+from bitbench.report.overview import point_title, verdict_text
 from bitbench.report.tables import (
     Cell,
     Column,
@@ -52,6 +53,7 @@ def speed(summary: Summary, figures: Sequence[Figure]) -> Section | None:
         "limit that was reached, and which limit binds. Quantising the activations is inside the timed "
         "call. Sorting is by time.",
         _limits(summary),
+        _suspicions(summary),
     ]
     return Section("speed", "Speed of single layers", [text for text in prose if text], tables, list(figures))
 
@@ -69,6 +71,16 @@ def _limits(summary: Summary) -> str:
     return (
         f"{text}. No share is given where the limit that binds was not measured, such as the bandwidth of a "
         "cache. A share above 100 % beats torch's own matrix product."
+    )
+
+
+def _suspicions(summary: Summary) -> str:
+    """What the word in a cell means; empty where no result is suspicious."""
+    if not any(suspicion(case.notes) for case in summary.cases):
+        return ""
+    return (
+        "A result called suspicious is above a measured limit, but not by so much that it cannot be true: "
+        "the list of all cases says which limit, and by how much."
     )
 
 
@@ -90,13 +102,13 @@ def _cell(summary: Summary, case: CaseSummary | None) -> Cell:
         return absent(case.status)
     notes = [interval(latency, "s")]
     if case.case.layer != summary.baseline and (speedup := case.value("time.speedup")) is not None:
-        word = f" {case.verdict.word.value}" if case.verdict is not None else ""
-        notes.append(f"{with_interval(speedup, 'x')}{word}")
+        notes.append(f"{with_interval(speedup, 'x')} {verdict_text(case.verdict)}".strip())
     best = summary.best_float.get(case.case.point, "")
     against_best = case.value("time.speedup_best_float")
     if against_best is not None and best not in (summary.baseline, case.case.layer):
         notes.append(f"{with_interval(against_best, 'x')} vs {best}")
     notes.append(_share(summary, case))
+    notes.append(suspicion(case.notes))
     return Cell(
         estimate(latency, "s"),
         tuple(note for note in notes if note),
@@ -169,6 +181,6 @@ def _decode_row(case: CaseSummary, summary: Summary) -> list[Cell]:
 
 def _verdict(case: CaseSummary, summary: Summary) -> Cell:
     if case.verdict is not None:
-        return Cell(case.verdict.word.value, tone=verdict_tone(case.verdict), badge=True)
+        return Cell(verdict_text(case.verdict), tone=verdict_tone(case.verdict), badge=True)
     # A quick run judges nothing: the column goes.
     return absent() if summary.quick else Cell("baseline", tone="muted")

@@ -36,3 +36,29 @@ class FigureSet(BaseModel):
     machine: dict[str, Any] = Field(default_factory=dict)
     """What times depend on: processor, device, threads, torch, instruction set."""
     figures: dict[str, dict[str, Figure]] = Field(default_factory=dict)
+
+
+def machine_of(environment: dict[str, Any], threads: int, native: dict[str, Any]) -> dict[str, Any]:
+    """What times depend on besides the code, from a run's description of itself.
+
+    ``environment`` and ``native`` are those of :class:`~bitbench.store.schema.RunInfo` (``native``
+    from its code identity). Missing facts are left empty.
+    """
+
+    def part(name: str) -> dict[str, Any]:
+        found = environment.get(name)
+        return found if isinstance(found, dict) else {}
+
+    cpu, torch = part("cpu"), part("torch")
+    gpus = [gpu for gpu in environment.get("gpus") or [] if isinstance(gpu, dict)]
+    return {
+        "processor": cpu.get("model", ""),
+        "processors": cpu.get("usable_logical"),
+        "governor": cpu.get("governor", ""),
+        "device": environment.get("device", ""),
+        "gpus": [str(gpu.get("name", "")) for gpu in gpus],
+        "driver": sorted({str(gpu["driver"]) for gpu in gpus if gpu.get("driver")}),
+        "threads": threads,
+        "torch": torch.get("version", ""),
+        "isa": native.get("isa", ""),
+    }

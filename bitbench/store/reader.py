@@ -1,9 +1,11 @@
-"""Reading run folders back. Torch-free; tolerates the torn last line that a kill can leave."""
+"""Reading run folders back. Torch-free; a torn last line, which a kill can leave, is dropped and told."""
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +36,8 @@ class RunData:
     telemetry: list[TelemetrySample] = field(default_factory=list)
     ends: list[RunEnd] = field(default_factory=list)
     """One each time the run came to its end."""
+    warnings: tuple[str, ...] = ()
+    """What a caller should show: a last line that was half written and is left out."""
 
     def missing(self) -> set[tuple[str, int]]:
         """The (case id, launch) pairs that have no record yet."""
@@ -48,19 +52,35 @@ def load_run(path: Path) -> RunData:
     last line.
     """
     info = load_info(path)
+    warnings: list[str] = []
     records: dict[tuple[str, int, str], Record] = {}
-    for record in _lines(path / SAMPLES_FILE, Record):
-        key = (record.case, record.launch, record.side)
-        records.pop(key, None)
-        records[key] = record
-    return RunData(
-        path=path,
-        info=info,
-        cases=_lines(path / CASES_FILE, Case),
-        records=list(records.values()),
-        telemetry=_lines(path / TELEMETRY_FILE, TelemetrySample),
-        ends=_lines(path / END_FILE, RunEnd),
-    )
+    with collector_paused():
+        for record in _lines(path / SAMPLES_FILE, Record, warnings):
+            key = (record.case, record.launch, record.side)
+            records.pop(key, None)
+            records[key] = record
+        return RunData(
+            path=path,
+            info=info,
+            cases=_lines(path / CASES_FILE, Case, warnings),
+            records=list(records.values()),
+            telemetry=_lines(path / TELEMETRY_FILE, TelemetrySample, warnings),
+            ends=_lines(path / END_FILE, RunEnd, warnings),
+            warnings=tuple(warnings),
+        )
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without the collector of reference cycles, for work that makes many objects and no cycle: it
+    would walk all of them again and again, and take four fifths of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def load_info(path: Path) -> RunInfo:
@@ -114,8 +134,12 @@ def latest_run(results_dir: Path, suite: str | None = None) -> Path:
     return max(found)[2]
 
 
-def _lines(path: Path, model: type[RecordType]) -> list[RecordType]:
-    """Records of a JSON-lines file. The last line may be torn; any other bad one is an error."""
+def _lines(path: Path, model: type[RecordType], warnings: list[str]) -> list[RecordType]:
+    """Records of a JSON-lines file.
+
+    A last line that is no whole line of JSON was being written when the run was killed: it is left
+    out, with a warning. Any other line that is no such record is an error.
+    """
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -125,17 +149,26 @@ def _lines(path: Path, model: type[RecordType]) -> list[RecordType]:
     lines = text.split(b"\n")
     torn = lines.pop()  # empty after a whole last line
     records = []
+    parse = model.model_validate_json
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(model.model_validate_json(line))
+            records.append(parse(line))
         except ValidationError as error:
-            if number == len(lines) and not torn:
+            if number == len(lines) and not torn and _no_json(error):
+                torn = line
                 break
             raise UserError(
                 f"{path}:{number}: not a {model.__name__}: {_first(error)}",
                 "the file was changed after the run; restore it or run again",
             ) from error
+    if torn:
+        where = f"{path.parent.name}/{path.name}"
+        warnings.append(f"{where}: the last line was half written and is left out ({len(torn)} bytes)")
     return records
+
+
+def _no_json(error: ValidationError) -> bool:
+    return any(detail["type"] == "json_invalid" for detail in error.errors(include_url=False))
 
 
 def _first(error: ValidationError) -> str:

@@ -114,12 +114,20 @@ class Record(_Record):
     order: int = 0
     """Position of the layer among those of its point when built: launches shuffle it."""
     stop: str = ""
-    """Why the clock stopped taking blocks: ``blocks``, ``seconds`` or ``calls``."""
+    """Why the clock stopped taking blocks: ``seconds`` (the time for a layer was used up), ``blocks``
+    (a call so long that the fewest blocks took more than that) or ``calls`` (the workload fixes how
+    many calls make a block)."""
+    timer: str = ""
+    """What timed the blocks: ``cpu-clock``, ``cuda-events``, ``cuda-events-flush`` (cold: the device's
+    cache is overwritten before each call) or ``cuda-graph`` (:mod:`bitbench.measure.timers`)."""
     notes: list[str] = Field(default_factory=list)
     """What a reader should know of a result that stands: throttled, suspiciously near the limit,
     other processes busy beside it."""
     kernel: str = ""
     """The kernel that served the calls, as reported by the layer."""
+    dispatch: dict[str, str] = Field(default_factory=dict)
+    """What ``kernel`` says, taken apart by the layer's kind: ``backend`` (native, torch), ``isa``,
+    ``format``, ``packed`` (yes, no), ``activations``, ``device``, ... as far as the kind knows."""
     before: Check | None = None
     after: Check | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -155,6 +163,8 @@ class CodeIdentity(_Record):
     resumed run cannot mix them."""
     native: dict[str, Any] = Field(default_factory=dict)
     """What ``impl.capabilities()`` said: library found, ISA, kernels."""
+    label: str = ""
+    """What the user calls this version where two are compared: ``main (1a2b3c4d)``; else empty."""
 
 
 class RunInfo(_Record):
@@ -187,8 +197,9 @@ class RunEnd(_Record):
     wall_s: float
     """Since the run was created or resumed."""
     stages_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds by stage: ``start`` (processes), ``open``, ``build``, ``warm-up``, ``check``, ``time``
-    (of it ``timed`` inside timed blocks), ``measure`` (what is measured once), ``idle``."""
+    """Seconds by stage: ``start`` (processes), ``open``, ``build``, ``warm-up``, ``check``,
+    ``judge`` (limits of the machine, figures beside the time), ``time`` (of it ``timed`` inside timed
+    blocks), ``measure`` (what is measured once), ``idle``."""
     stops: dict[str, str] = Field(default_factory=dict)
     """By point id, why no further launch was made: ``launches``, ``width`` or ``budget``."""
 
@@ -203,6 +214,10 @@ class TelemetrySample(_Record):
     cpu_percent: float | None = None
     cpu_mhz: float | None = None
     load_1m: float | None = None
+    cpu_steal_percent: float | None = None
+    """Share of processor time that the hypervisor gave to others."""
+    cpu_stalled_s: float | None = None
+    """Seconds for which the control group's quota has held its processes, since it was made."""
     memory_used: int | None = None
     worker_rss: int | None = None
     gpu_percent: float | None = None

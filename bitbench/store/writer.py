@@ -22,7 +22,7 @@ from types import TracebackType
 from pydantic import BaseModel
 
 from bitbench.errors import ToolError, UserError
-from bitbench.store.schema import Case, Record, RunInfo, TelemetrySample
+from bitbench.store.schema import Case, Record, RunEnd, RunInfo, TelemetrySample
 
 RUN_FILE = "run.json"
 CASES_FILE = "cases.jsonl"
@@ -144,7 +144,7 @@ class RunWriter:
     def reopen(cls, run_dir: Path) -> RunWriter:
         """Continue a run: lines torn by a kill are removed first."""
         opened = cls(run_dir)  # locks the files first: a writer at work has torn lines for a moment
-        for name in (SAMPLES_FILE, TELEMETRY_FILE):
+        for name in (SAMPLES_FILE, TELEMETRY_FILE, END_FILE):
             repair(run_dir / name)
         return opened
 
@@ -155,6 +155,19 @@ class RunWriter:
             self._samples.append(lines)
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._sync()
+
+    def end(self, end: RunEnd) -> None:
+        """Note how the run came to its end, once everything else is on the disk."""
+        self.sync()
+        try:
+            file = LineFile(self.run_dir / END_FILE)
+        except OSError as error:
+            raise _disk_error(self.run_dir / END_FILE, error) from error
+        try:
+            file.append([_line(end)])
+            file.sync()
+        finally:
+            file.close()
 
     def telemetry(self, sample: TelemetrySample) -> None:
         with self._lock:

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitbench.plugins import advice
+from bitbench.layers import registry as layer_registry
+from bitbench.plugins import advice, join_names
 from bitbench.store.schema import Case
-from bitbench.suite.expand import entry_points, expand, variants
+from bitbench.suite.expand import entry_layers, entry_points, expand, variants
 from bitbench.suite.problems import Loc, Problem, known_values, translate
 from bitbench.suite.schema import Claim, Suite
 from bitbench.suite.select import facts_of, holds, matches, selects
@@ -61,7 +62,9 @@ def unknown_names(data: dict[str, Any]) -> Iterator[Problem]:
 
 
 def impossible_selections(suite: Suite) -> Iterator[Problem]:
-    """Variants that are no valid entries, exclusions and claims that select nothing."""
+    """Variants that are no valid entries, backends that nothing here has, exclusions and claims that
+    select nothing."""
+    yield from _impossible_backends(suite)
     sound = True
     for i, entry in enumerate(suite.workloads):
         for problem in _entry_problems(entry, suite, ("workloads", i)):
@@ -101,6 +104,27 @@ def _entry_problems(entry: WorkloadSpec, suite: Suite, loc: Loc) -> Iterator[Pro
         yield Problem(
             (*loc, "exclude"), "every point of this workload is excluded", "remove an exclusion, or the entry"
         )
+
+
+def _impossible_backends(suite: Suite) -> Iterator[Problem]:
+    """``require_backend`` that no kind it applies to can be served by, or can tell."""
+    for name, layer in suite.layers.items():
+        can = layer_registry.get(layer.kind).backends
+        if layer.require_backend is not None and layer.require_backend not in can:
+            yield _no_backend(("layers", name, "require_backend"), layer.require_backend, [layer.kind], can)
+    for i, entry in enumerate(suite.workloads):
+        measured = [layer for name, layer in suite.layers.items() if entry_layers(entry, suite, name)]
+        kinds = list(dict.fromkeys(layer.kind for layer in measured))
+        can = tuple(dict.fromkeys(b for kind in kinds for b in layer_registry.get(kind).backends))
+        if entry.require_backend is not None and entry.require_backend not in can:
+            yield _no_backend(("workloads", i, "require_backend"), entry.require_backend, kinds, can)
+
+
+def _no_backend(loc: Loc, wanted: str, kinds: list[str], can: tuple[str, ...]) -> Problem:
+    what = f"a layer of kind {join_names(kinds)}"
+    if not can:
+        return Problem(loc, f"{what} does not tell what serves it", "drop require_backend here")
+    return Problem(loc, f"{what} is never served by {wanted!r}", advice(wanted, can, label="it can be"))
 
 
 def _selects_nothing(claim: Claim, cases: list[Case], loc: Loc) -> Problem:

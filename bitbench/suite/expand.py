@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from bitbench.errors import UserError
 from bitbench.layers import registry as layer_registry
+from bitbench.layers.base import CONDITIONS
 from bitbench.plugins import join_names
 from bitbench.store.schema import Case, Phase, Replicate
 from bitbench.suite.schema import Suite
@@ -297,7 +298,7 @@ def _cases(point: Point, suite: Suite) -> Iterator[Case]:
         kind = layer_registry.get(layer.kind)
         yield point._case(name).model_copy(
             update={
-                "id": _digest("case", point.id, name, layer.model_dump(mode="json")),
+                "id": _digest("case", point.id, name, layer.model_dump(mode="json", exclude=set(CONDITIONS))),
                 "numerics": _digest("numerics", layer.kind, kind.numerics(layer)),
             }
         )

@@ -64,6 +64,12 @@ class WorkloadSpec(BaseModel):
     list gives alternatives (``tokens: [16, 512]``); a shape is itself a list, ``[out, in]``."""
     when: When | None = None
     """Measure this entry only on such a device."""
+    require_backend: str | None = None
+    """What must serve the calls of this entry's layers, such as ``native`` or an instruction set;
+    layers of kinds that it never serves (``nn.Linear``) are left alone."""
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds a layer may take for one stage of a case (build, warm-up, a turn of timing, one
+    measurement) before it counts as hung; a layer's own ``timeout`` goes before."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,17 @@ class Subject(ABC):
     seconds: float | None = None
     """Time to spend on the timed blocks of this layer in one launch, for calls so long that the
     clock's usual budget would hold only a few; None leaves it at that."""
+    block_calls: int | None = None
+    """Calls of every timed block, where a call's time depends on how many came before it since the
+    last reset (a decoder's past grows): all layers of a point then do the same. None leaves the
+    number to the clock."""
+    flush: bool = False
+    """On a GPU: cold because the clock overwrites the device's cache before each call."""
+    replayable: bool = False
+    """On a GPU: each call launches the same kernels on the same buffers (or the next of a rotation)
+    and decides nothing on the host, so that a graph may stand for it."""
+    rotation: int = 1
+    """Buffers that successive calls go through in turn."""
 
     def reset(self) -> None:  # noqa: B027 - a hook, empty for most subjects
         """Untimed, before each block."""
@@ -129,6 +146,10 @@ class Subject(ABC):
     def invalid(self) -> str | None:
         """Why the measurement could not be what the point says, or None."""
         return None
+
+    def timed(self, seconds: float) -> None:  # noqa: B027 - a hook, empty for most subjects
+        """Told the time of a call in this launch (median of the blocks, in seconds) once the output
+        was right after timing too. The baseline is told first, and :meth:`metrics` asked afterwards."""
 
     def work(self) -> Work | None:
         """What one call must do at least, for the roofline; None where that is not one number."""
@@ -170,6 +191,9 @@ class WorkloadKind(ABC):
     """Fields of the spec that only say which points exist (``shapes``, ``tokens``, ``seeds``,
     ``memory``). All its other own fields (``bias``, ``steps``) fix what is measured at a point and
     so belong to the identity of every case."""
+    growing: ClassVar[tuple[str, ...]] = ()
+    """Params (numbers, or lists of them) along which a call only ever needs more memory and time:
+    a layer that ran out of either is not tried at larger values."""
 
     @abstractmethod
     def points(self, spec: Any) -> list[PointPlan]:

@@ -11,13 +11,15 @@ import math
 import statistics
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
 from bitbench.data.models import catalog_names, load_causal_lm, parameter_counts
 from bitbench.errors import UserError
 from bitbench.layers.base import LayerSpec
+from bitbench.measure.timers import Event, TorchGpu
 from bitbench.store.schema import Check
 from bitbench.workloads.base import Context, PointPlan, Session, Subject, WorkloadKind
 from bitbench.workloads.language_model import (
@@ -39,17 +41,19 @@ PROMPT = (
 STEP_SECONDS_PER_NUMBER = 1.5e-10
 """One token of a float model on two cores: 20 ms for SmolLM2."""
 
-UNTIMED_STEPS = 30
-"""Steps of a launch for each layer beside the timed ones: prompt, warm-up, two checks, the split."""
+UNTIMED_STEPS = 35
+"""Steps of a launch for each layer beside the timed ones: prompt, warm-up, two checks, the start of
+each turn, and at six positions a read of some tokens and three steps."""
 
 PREPARE_SECONDS_PER_NUMBER = 4e-9
 """Take over a conversion that the run has cached: half a second for SmolLM2."""
 
 TIMED_SECONDS = 0.02
-"""Timed per token of a sequence and launch: a float model's time on two cores."""
+"""Timed per token of a sequence and launch: a float model's time on two cores. Each layer gets a
+mirrored pair of sequences at least."""
 
 SPLIT_STEPS = 6
-"""Untimed steps the split is the median of."""
+"""Positions at which the split is taken, spread over those that a timed block decodes."""
 
 
 class DecodeSpec(LanguageModelSpec):
@@ -117,9 +121,10 @@ class DecodeSession(Session):
         return subject
 
     def baseline_step(self) -> float | None:
-        """Seconds of one untimed step of the baseline layer, if it is measured here."""
+        """Seconds of a step of the baseline layer as timed in this launch, if it was and its output
+        was right."""
         baseline = self.subjects.get(self.context.baseline)
-        return None if baseline is None else baseline.plain_step
+        return None if baseline is None else baseline.step
 
     def close(self) -> None:
         self.subjects.clear()
@@ -137,6 +142,8 @@ class DecodeSubject(Subject):
         self.converted = converted
         self.model = converted.model
         self.max_calls = session.spec.tokens
+        # A step takes longer the more tokens lie before it: every block decodes the same ones.
+        self.block_calls = session.spec.tokens
         self.seconds = TIMED_SECONDS * session.spec.tokens
         self.on_gpu = session.context.device != "cpu"
         capacity = session.spec.prompt_tokens + session.spec.tokens
@@ -144,7 +151,8 @@ class DecodeSubject(Subject):
         with torch.inference_mode():
             self.first = self.model.decode(session.prompt, self.cache).argmax(-1, keepdim=True)
         self.token = self.first
-        self._plain_step: float | None = None
+        self.step: float | None = None
+        """Seconds of a step as timed, once it was."""
         self.call()
         self.kernel = converted.kernels()
         self.reset()
@@ -196,102 +204,149 @@ class DecodeSubject(Subject):
         return self.converted.fallback()
 
     def metrics(self) -> dict[str, float]:
-        """Split of a token's time, the ceiling it sets, and the bytes of the whole model."""
+        """Split of a token's time, the ceiling it sets, and the bytes of the whole model.
+
+        The ceiling is the timed step of the baseline over what remains of this layer's timed step
+        without the converted layers; absent where the baseline has no time.
+        """
         from bitbench.measure.memory import ledger
 
-        blocks, head, total = self._split()
+        split = self._instrumented()
         size = ledger(self.model)["layer"]
         found = {
-            "decode.blocks_share": blocks / total,
-            "decode.head_share": head / total,
-            "decode.rest_share": max(0.0, 1 - (blocks + head) / total),
+            "decode.blocks_share": split.blocks / split.total,
+            "decode.head_share": split.head / split.total,
+            "decode.rest_share": max(0.0, 1 - (split.blocks + split.head) / split.total),
             "memory.model_bytes": float(size),
             "memory.model_ratio": self.session.float_bytes / size,
         }
         baseline = self.session.baseline_step()
-        unconverted = self.plain_step - self._converted_seconds()
+        unconverted = self.step - split.converted if self.step is not None else 0.0
         if baseline is not None and unconverted > 0:
             found["decode.ceiling"] = baseline / unconverted
         return found
 
-    @property
-    def plain_step(self) -> float:
-        """Seconds of an untimed step, nothing instrumented; measured once."""
-        if self._plain_step is None:
-            self._plain_step = statistics.median(self._steps(self._now))
-        return self._plain_step
+    def timed(self, seconds: float) -> None:
+        self.step = seconds
 
-    def _split(self) -> tuple[float, float, float]:
-        """Seconds of a step in the blocks, in the head, and in all (medians)."""
-        marks: dict[str, float] = {}
-
-        def mark(name: str) -> Callable[..., None]:
-            def hook(*_: Any) -> None:
-                marks[name] = self._now()
-
-            return hook
-
-        blocks, heads = [], []
-
-        def after_step() -> float:
-            blocks.append(marks["blocks end"] - marks["blocks"])
-            heads.append(marks["head end"] - marks["head"])
-            return self._now()
-
-        with ExitStack() as hooks:
-            for name, first, last in (
-                ("blocks", self.model.blocks[0], self.model.blocks[-1]),
-                ("head", self.model.head, self.model.head),
-            ):
-                hooks.callback(first.register_forward_pre_hook(mark(name)).remove)
-                hooks.callback(last.register_forward_hook(mark(f"{name} end")).remove)
-            totals = self._steps(self._now, after_step)
-        return statistics.median(blocks), statistics.median(heads), statistics.median(totals)
-
-    def _converted_seconds(self) -> float:
-        """Seconds of a step inside the converted layers (median)."""
-        spent: list[float] = []
-        started = 0.0
-        inside = 0.0
-
-        def enter(*_: Any) -> None:
-            nonlocal started
-            started = self._now()
-
-        def leave(*_: Any) -> None:
-            nonlocal inside
-            inside += self._now() - started
-
-        def after_step() -> float:
-            nonlocal inside
-            spent.append(inside)
-            inside = 0.0
-            return self._now()
-
-        with ExitStack() as hooks:
-            for layer in self.converted.layers.values():
-                hooks.callback(layer.register_forward_pre_hook(enter).remove)
-                hooks.callback(layer.register_forward_hook(leave).remove)
-            self._steps(self._now, after_step)
-        return statistics.median(spent)
-
-    def _steps(self, before: Callable[[], float], after: Callable[[], float] | None = None) -> list[float]:
-        """Seconds of each of a few steps from the prompt on; the first, which warms up, is dropped."""
+    def _instrumented(self) -> Split:
+        """Where the time of a step goes: medians over steps spread evenly over those that a timed
+        block decodes. Blocks, head and total come from one step, the converted layers from another of
+        the same position: marks around each of them would weigh on the blocks.
+        """
+        watch = _GpuWatch() if self.on_gpu else _CpuWatch()
+        steps = min(SPLIT_STEPS, self.session.spec.tokens)
+        found: list[Split] = []
         self.reset()
-        times = []
-        for _ in range(min(SPLIT_STEPS, self.session.spec.tokens)):
-            start = before()
+        for step in range(steps):
+            before = int((step + 0.5) * self.session.spec.tokens / steps)
+            self._advance(self.session.spec.prompt_tokens + before)
+            self.call()  # the read of many tokens has left its own data in the caches
+            parts = []
+            for layers in (self._parts(), {"converted": list(self.converted.layers.values())}):
+                self.cache.truncate(self.session.spec.prompt_tokens + before)
+                parts.append(self._marked_step(watch, layers))
+            outer, inner = parts
+            found.append(Split(outer["blocks"], outer["head"], outer["total"], inner["converted"]))
+        self.reset()
+        return Split(*(statistics.median(values) for values in zip(*map(astuple, found), strict=True)))
+
+    def _advance(self, length: int) -> None:
+        """Read tokens, all at once, until the cache holds ``length``. Which ones they are does not
+        matter to the time of a step."""
+        import torch
+
+        missing = length - self.cache.length
+        if missing > 0:
+            with torch.inference_mode():
+                self.model.decode(self.token.expand(1, missing), self.cache)
+
+    def _parts(self) -> dict[str, list[nn.Module]]:
+        blocks = self.model.blocks
+        return {"blocks": [blocks[0], blocks[-1]], "head": [self.model.head]}
+
+    def _marked_step(self, watch: Watch, parts: dict[str, list[nn.Module]]) -> dict[str, float]:
+        """Seconds of one step, ``total``, and in each of ``parts``: from before the first of
+        ``blocks`` to after the last, and the sum over the others."""
+        starts: dict[str, list[Any]] = {name: [] for name in parts}
+        ends: dict[str, list[Any]] = {name: [] for name in parts}
+        with ExitStack() as hooks:
+            for name, modules in parts.items():
+                first, last = (modules[:1], modules[-1:]) if name == "blocks" else (modules, modules)
+                for module in first:
+                    hooks.callback(module.register_forward_pre_hook(_marking(watch, starts[name])).remove)
+                for module in last:
+                    hooks.callback(module.register_forward_hook(_marking(watch, ends[name])).remove)
+            began = watch.mark()
             self.call()
-            times.append((after or before)() - start)
-        self.reset()
-        return times[1:] or times
+            ended = watch.mark()
+        watch.settle()
+        spent = {
+            name: sum(watch.between(a, b) for a, b in zip(starts[name], ends[name], strict=True))
+            for name in parts
+        }
+        return {**spent, "total": watch.between(began, ended)}
 
-    def _now(self) -> float:
-        if self.on_gpu:
-            import torch
 
-            torch.cuda.synchronize()
+@dataclass(frozen=True)
+class Split:
+    """Seconds of a step in the blocks, in the head, in all, and in the converted layers."""
+
+    blocks: float
+    head: float
+    total: float
+    converted: float
+
+
+class Watch(Protocol):
+    """Marks moments while work is under way, and tells the time between them afterwards."""
+
+    def mark(self) -> Any: ...
+
+    def settle(self) -> None:
+        """Wait until all that was marked has happened."""
+        ...
+
+    def between(self, start: Any, end: Any) -> float:
+        """Seconds."""
+        ...
+
+
+class _CpuWatch:
+    def mark(self) -> float:
         return time.perf_counter()
+
+    def settle(self) -> None:
+        return
+
+    def between(self, start: float, end: float) -> float:
+        return end - start
+
+
+class _GpuWatch:
+    """Events on the stream: the device does not wait for the host between layers because of them."""
+
+    def __init__(self) -> None:
+        self._gpu = TorchGpu()
+
+    def mark(self) -> Event:
+        event = self._gpu.event()
+        event.record()
+        self._last = event
+        return event
+
+    def settle(self) -> None:
+        self._last.synchronize()
+
+    def between(self, start: Event, end: Event) -> float:
+        return end.since(start) / 1e9
+
+
+def _marking(watch: Watch, marks: list[Any]) -> Callable[..., None]:
+    def hook(*_: Any) -> None:
+        marks.append(watch.mark())
+
+    return hook
 
 
 def _keep(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:

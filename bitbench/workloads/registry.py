@@ -14,6 +14,7 @@ REGISTRY: Registry[WorkloadKind] = Registry(
         "decode": "bitbench.workloads.decode:DecodeWorkload",
         "perplexity": "bitbench.workloads.perplexity:PerplexityWorkload",
         "pretrain": "bitbench.workloads.pretrain:PretrainWorkload",
+        "self_proof": "bitbench.workloads.self_proof:SelfProofWorkload",
     },
 )
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of these tests neither wait for other measurements on this machine nor hold them up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITBENCH_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import math
 import statistics
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -187,3 +188,29 @@ def test_totals_use_the_shapes_planned_for_every_layer(run: RunData) -> None:
     none_shared = [c for c in cases if c.layer == "k2" or c.params.get("shape") != [2048, 2048]]
     disjoint = summarise(RunData(run.path, run.info, none_shared, run.records, []))
     assert common_shapes(disjoint, (1, "hot")) == [[2048, 2048], [8192, 2048]]
+
+
+def test_verdicts_are_one_family_with_pooled_variances(builder: Any) -> None:
+    """Three launches of like cases: alone they decide at Student's 9.9, together at less than 4."""
+    few = type(builder)(points=12, launches=3)
+    run = few.plain(spread=0.004, slow={"p3-binary": 1.03})  # 0.406 ms against 1 ms
+    found = {case.case.id: case for case in summarise(run).cases}
+    verdicts = [case.verdict for case in found.values() if case.verdict is not None]
+    assert len(verdicts) == 24
+    assert {verdict.corrected_over for verdict in verdicts} == {24}
+    widths = []
+    for verdict in verdicts:
+        assert verdict.effect is not None
+        assert verdict.effect.low is not None
+        assert verdict.effect.high is not None
+        widths.append(math.log(verdict.effect.high / verdict.effect.low))
+    assert max(widths) < 2 * 4 * 0.004 / math.sqrt(3) * 2
+    assert found["p3-linear"].verdict is None
+
+
+def test_totals_are_judged_as_one_family(builder: Any) -> None:
+    summary = summarise(builder.plain())
+    found = totals(summary, (1, "hot"))
+    verdicts = [total.verdict for total in found.values() if total.verdict is not None]
+    assert [verdict.corrected_over for verdict in verdicts] == [2, 2]
+    assert found["linear"].verdict is None

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitbench.analysis.statistics import Series
-from bitbench.analysis.verdicts import Word, judge, not_comparable
+from bitbench.analysis.moderation import Prior, common_priors
+from bitbench.analysis.statistics import Series, student_quantile
+from bitbench.analysis.verdicts import Word, correct, judge, judge_logs, judge_unpaired, not_comparable
 
 OPPOSITE = {Word.FASTER: Word.SLOWER, Word.SLOWER: Word.FASTER}
 
@@ -79,3 +80,116 @@ def test_false_alarms_are_rare_and_real_changes_are_found() -> None:
 def test_not_comparable_says_why() -> None:
     verdict = not_comparable("linear", "linear is oom here")
     assert (verdict.word, verdict.reason, verdict.effect) == (Word.NOT_COMPARABLE, "linear is oom here", None)
+
+
+def test_two_sides_without_a_common_launch() -> None:
+    base, head = [0.00, 0.01, -0.01, 0.005, -0.005], [0.10, 0.11, 0.09, 0.105, 0.095]
+    verdict = judge_unpaired(base, head, "run")
+    assert verdict.word is Word.FASTER
+    assert verdict.effect is not None
+    assert verdict.effect.value == pytest.approx(math.exp(0.1))
+    back = judge_unpaired(head, base, "run")
+    assert back.word is Word.SLOWER
+    assert back.p == pytest.approx(verdict.p)
+    assert judge_unpaired(base, [0.1, 0.1], "run").reason == "2 replicates give no interval"
+
+
+def test_unequal_spreads_are_not_pooled() -> None:
+    """Welch by hand: variances 1e-4 / 5 and 1e-2 / 5; nearly all of the error comes from one side."""
+    steps = [x / math.sqrt(2.5) for x in (-2, -1, 0, 1, 2)]
+    quiet, noisy = [0.01 * s for s in steps], [0.1 * s for s in steps]
+    effect = judge_unpaired(quiet, noisy, "run").effect
+    assert effect is not None
+    assert effect.high is not None
+    error = math.sqrt((1e-4 + 1e-2) / 5)
+    df = (1e-4 + 1e-2) ** 2 / ((1e-4**2 + 1e-2**2) / 4)
+    assert math.log(effect.high) == pytest.approx(student_quantile(0.995, df) * error, rel=1e-6)
+
+
+def test_identical_replicates_are_certain() -> None:
+    same = Series(dict.fromkeys(range(5), 1.0), "log")
+    slow = Series(dict.fromkeys(range(5), 0.9), "log")
+    assert judge(same, "a").word is Word.SAME
+    assert judge(slow, "a").word is Word.SLOWER
+    assert judge_logs([-0.5, -0.5, -0.5, -0.5]).p == 0.0
+    assert judge_unpaired([0.0] * 3, [0.0] * 3, "a").word is Word.SAME
+
+
+@given(st.lists(st.floats(0.9, 1.1), min_size=3, max_size=10), st.floats(0.001, 0.2))
+def test_word_interval_and_p_agree(ratios: list[float], effect: float) -> None:
+    verdict = judge(Series(dict(enumerate(ratios)), "log"), "a", minimum_effect=effect)
+    assert verdict.p is not None
+    assert verdict.p_slower is not None
+    assert verdict.p_faster is not None
+    assert (verdict.word is Word.SLOWER) == (verdict.p_slower < 0.005)
+    assert (verdict.word is Word.FASTER) == (verdict.p_faster < 0.005)
+    assert verdict.detectable is not None
+    assert verdict.detectable >= verdict.minimum_effect * (1 - 1e-9)
+
+
+def test_detectable_is_found_four_times_of_five() -> None:
+    """Slowdowns of the size a verdict names, judged by as many launches of that spread."""
+    rng = random.Random(11)
+    named = judge(around(1.0, 0.01), "a").detectable
+    assert named is not None
+    spread = 0.01 * math.sqrt(2.5)
+    hits = 0
+    for _ in range(1500):
+        values = {i: math.exp(-math.log1p(named) + rng.gauss(0, spread)) for i in range(5)}
+        hits += judge(Series(values, "log"), "a").word is Word.SLOWER
+    assert 0.72 < hits / 1500 < 0.88
+
+
+def test_a_prior_narrows_the_interval_of_few_launches() -> None:
+    prior = Prior(variance=2.5e-4, df=60.0, pooled_df=100.0)
+    alone, moderated = judge(around(1.04, 0.01), "a"), judge(around(1.04, 0.01), "a", prior=prior)
+    assert alone.word is Word.INCONCLUSIVE
+    assert moderated.word is Word.FASTER
+
+
+def test_moderated_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """Groups of 15 like cases of unlike spread, 4 launches each; 99 % intervals. The share's own
+    standard error is 0.2 %."""
+    rng = random.Random(12)
+    held = total = 0
+    for _ in range(150):
+        group = []
+        for _ in range(15):
+            spread = 0.01 * math.exp(rng.gauss(0, 0.4))
+            group.append([rng.gauss(0, spread) for _ in range(4)])
+        prior = common_priors((0, None, logs) for logs in group)[0]
+        for logs in group:
+            effect = judge_logs(logs, prior=prior).effect
+            assert effect is not None
+            assert effect.low is not None
+            assert effect.high is not None
+            held += effect.low <= 1 <= effect.high
+            total += 1
+    assert 0.98 < held / total < 0.997
+
+
+def test_among_many_cases_a_lucky_one_does_not_count() -> None:
+    """A p-value of 0.004 decides alone, not as the best of forty; a clear one survives."""
+    steps = (-2, -1, 0, 1, 2)
+    calm = [judge(around(1.0, 0.001), "a") for _ in range(38)]
+    lucky = next(
+        verdict
+        for shift in range(1, 200)
+        if (verdict := judge(around(1 / (1.01 + shift / 1000), 0.005), "a")).word is Word.SLOWER
+    )
+    clear = judge(Series({i: 0.7 * math.exp(0.001 * s) for i, s in enumerate(steps)}, "log"), "a")
+    assert correct([lucky])[0].word is Word.SLOWER
+    corrected = correct([lucky, *calm, clear])
+    assert corrected[0].word is Word.INCONCLUSIVE
+    assert corrected[0].reason == "does not stand out among 40 cases judged together"
+    assert corrected[0].p_slower == lucky.p_slower
+    assert {v.word for v in corrected[1:39]} == {Word.SAME}
+    assert (corrected[39].word, corrected[39].corrected_over) == (Word.SLOWER, 40)
+
+
+def test_what_has_no_interval_is_no_part_of_the_family() -> None:
+    slow = judge(around(0.9, 0.001), "a")
+    outside = [not_comparable("a", "oom"), judge(Series({0: 1.0}, "log"), "a")]
+    corrected = correct([*outside, slow])
+    assert corrected[:2] == outside
+    assert corrected[2].corrected_over == 1

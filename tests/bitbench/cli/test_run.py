@@ -211,3 +211,29 @@ def test_a_reader_who_leaves_is_no_failed_claim(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(60) == Exit.TOOL
+
+
+def test_a_budget_says_how_far_it_came(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--budget", "1s", "--width", "2%", "--threads", "1"]
+    assert main(["run", str(suite_in(tmp_path)), *asked, *places(tmp_path)]) == Exit.OK
+    out = capsys.readouterr().out
+    assert "in timed blocks" in out
+    assert "intervals within 2.0%: 0 of 1 points; 1 stopped by the budget of 1 s" in out
+    assert set(load_run(only_run(tmp_path)).ends[0].stops.values()) == {"budget"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--width", "1%"], "--width says when --budget may stop"),
+        (["--budget", "soon"], "--budget soon: not a duration"),
+        (["--budget", "1m", "--width", "1"], "--width 1: not a percentage"),
+        (["--budget", "1m", "--quick"], "--quick run has none"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: list[str], told: str
+) -> None:
+    assert main(["run", str(suite_in(tmp_path)), *asked, *places(tmp_path)]) == Exit.USAGE
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bitbench.data.fetch import FetchProgress, cache_root, ensure, entry_folder, present, remove, verify
+from bitbench.cache import cache_root
+from bitbench.data.fetch import FetchProgress, ensure, entry_folder, present, remove, verify
 from bitbench.errors import Exit, ToolError, UserError
 
 

@@ -69,6 +69,10 @@ class RecordingSink:
     def started(self, records: int, seconds: float) -> None:
         self.total = records
 
+    def extended(self, records: int, seconds: float) -> None:
+        assert self.total is not None
+        self.total += records
+
     def at(self, launch: str, case: Case, stage: str) -> None:
         self.stages.append((launch, case.layer, stage))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ from bitbench.execute.jobs import Setting, Visit, timed_job
 from bitbench.execute.timed import PointClock
 from bitbench.measure.clock import Budget
 from bitbench.measure.roofline import Peaks, Ruler
+from bitbench.measure.timers import CpuTimer
 from bitbench.store.schema import Record, Status
 
 LAYERS = ("a", "b", "c", "d")
 QUICK = Budget(seconds=0.0005, block_ns=20_000)
 
 
-def visit_once(plan: Any, launch: int, tmp_path: Path) -> tuple[list[tuple[str, str]], dict[str, Record]]:
+def visit_once(
+    plan: Any, launch: int, tmp_path: Path, device: str = "cpu"
+) -> tuple[list[tuple[str, str]], dict[str, Record]]:
     """Measures the plan's only point in this process: what was announced, and the records."""
     missing = {(case.id, launch) for case in plan.cases}
-    job = timed_job(plan, Setting("cpu", 1, str(tmp_path), {}), launch, missing)
+    job = timed_job(plan, Setting(device, 1, str(tmp_path), {}), launch, missing)
     (visit,) = job.visits
     stages: list[tuple[str, str]] = []
     records: list[Record] = []
@@ -70,9 +74,9 @@ def test_each_case_is_announced_before_work_on_it_starts(plan_of: Any, tmp_path:
     for layer in ("a", "b"):
         own = [stage for name, stage in stages if name == layer]
         assert own[:3] == ["build", "warm-up", "check"]
-        assert own[-1] == "check"
-        assert own[3:-1] == ["time"] * len(own[3:-1])
-        assert len(own[3:-1]) >= 2
+        assert own[-2:] == ["check", "judge"]
+        assert own[3:-2] == ["time"] * len(own[3:-2])
+        assert len(own[3:-2]) >= 2
         assert records[layer].status is Status.OK
 
 
@@ -118,3 +122,82 @@ def test_visits_survive_json(plan_of: Any) -> None:
     job = timed_job(plan, Setting("cpu", 1, "", {}), 0, {(plan.cases[0].id, 0)})
     assert type(job).model_validate_json(job.model_dump_json()) == job
     assert isinstance(job.visits[0], Visit)
+
+
+def test_a_clock_that_runs_backwards_makes_a_result_invalid(
+    plan_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = CpuTimer.block
+    blocks = iter(range(10**6))
+
+    def back(self: CpuTimer, call: Any, calls: int) -> int:
+        duration = real(self, call, calls)
+        return -duration if next(blocks) == 3 else duration
+
+    monkeypatch.setattr(CpuTimer, "block", back)
+    _, records = visit_once(plan_of({"a": {}, "b": {}}), 0, tmp_path)
+    statuses = [record.status for record in records.values()]
+    assert sorted(statuses) == [Status.INVALID, Status.OK], "one block of one layer"
+    (bad,) = (record for record in records.values() if record.status is Status.INVALID)
+    assert "by cpu-clock: the clock stood still or ran backwards" in bad.reason
+    assert bad.samples_ns == []
+
+
+def test_a_record_says_which_timer_served_and_why_it_stopped(plan_of: Any, tmp_path: Path) -> None:
+    _, records = visit_once(plan_of({"a": {}, "b": {"does": "slow"}}), 0, tmp_path)
+    assert {record.timer for record in records.values()} == {"cpu-clock"}
+    # A call of 2 ms is longer than the whole budget of half a millisecond.
+    assert {name: record.stop for name, record in records.items()} == {"a": "seconds", "b": "blocks"}
+
+
+def test_the_baseline_is_concluded_first(plan_of: Any, tmp_path: Path) -> None:
+    for launch in range(4):
+        stages, _ = visit_once(plan_of({"z": {}, "a": {}, "b": {}}, launches=4), launch, tmp_path)
+        judged = [layer for layer, stage in stages if stage == "judge"]
+        assert judged[0] == "z"
+        assert sorted(judged) == ["a", "b", "z"]
+
+
+class FakeGpu:
+    """Enough of a device for the choice of a timer; its calls take the time of the host."""
+
+    def capture(self, call: Any, calls: int) -> Any:
+        return lambda: [call() for _ in range(calls)]
+
+    def flush(self) -> None:
+        return
+
+    def event(self) -> Any:
+        return HostEvent()
+
+
+class HostEvent:
+    def record(self) -> None:
+        self.at = time.perf_counter_ns()
+
+    def synchronize(self) -> None:
+        return
+
+    def since(self, earlier: Any) -> float:
+        return float(self.at - earlier.at)
+
+
+@pytest.mark.parametrize(
+    ("subject", "timer"),
+    [
+        ({}, "cuda-events"),
+        ({"flush": True}, "cuda-events-flush"),
+        ({"replayable": True}, "cuda-graph"),
+        ({"replayable": True, "does": "slow"}, "cuda-events"),
+    ],
+)
+def test_a_gpu_is_timed_as_the_cache_and_the_size_of_a_call_ask_for(
+    plan_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: dict[str, Any], timer: str
+) -> None:
+    import fake_kinds
+
+    for name in ("flush", "replayable"):
+        monkeypatch.setattr(fake_kinds.FakeSubject, name, bool(subject.pop(name, False)))
+    monkeypatch.setattr("bitbench.execute.point.TorchGpu", FakeGpu)
+    _, records = visit_once(plan_of({"a": subject}), 0, tmp_path, device="cuda")
+    assert records["a"].timer == timer

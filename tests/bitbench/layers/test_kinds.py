@@ -11,7 +11,7 @@ from torch import nn
 from bitbench.layers import registry
 from bitbench.layers.base import LayerSpec
 from bitbench.workloads.base import Unsupported
-from impl.native import available
+from impl.native import available, isa
 
 SPECS: dict[str, dict[str, Any]] = {
     "linear": {"kind": "linear"},
@@ -182,6 +182,24 @@ def test_packing_formats_share_numerics_and_nothing_else_does() -> None:
     assert all(other != numerics() for other in others)
 
 
+@pytest.mark.parametrize("name", SPECS)
+@torch.inference_mode()
+def test_what_served_a_call_can_be_told(name: str) -> None:
+    spec = spec_of(SPECS[name])
+    kind = registry.get(spec.kind)
+    for tokens in (1, 9):
+        module = kind.random(spec, 64, 40, bias=False, seed=1)
+        module(activations(spec, tokens, 64))
+        kernel = kind.kernel(module)
+        said = kind.dispatch(spec, kernel)
+        assert said["backend"] in kind.backends, kernel
+        training = name.endswith("training")
+        assert said["packed"] == ("no" if training or spec.kind == "linear" else "yes")
+        if said["backend"] == "native":
+            assert said["isa"] in kind.backends
+            assert said["isa"] == isa()
+
+
 @pytest.mark.skipif(not available(), reason="native kernels are not built")
 @pytest.mark.parametrize("name", [n for n in LOW_BIT if "training" not in n])
 def test_native_kernels_are_what_the_layer_promises(name: str) -> None:
@@ -204,3 +222,20 @@ def test_another_kernel_than_promised_is_a_fallback(monkeypatch: pytest.MonkeyPa
     # Asked for by name, the torch reference is what the user wants to see.
     monkeypatch.setenv("BITIMPL_BACKEND", "torch")
     assert kind.fallback(spec, "ternary_linear/base3/int8/torch") is None
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_copies_compute_the_same_from_memory_of_their_own(name: str) -> None:
+    spec = spec_of(SPECS[name])
+    kind = registry.get(spec.kind)
+    module = kind.random(spec, 130, 43, bias=True, seed=3)
+    copies = kind.copies(module, 2)
+    x = activations(spec, 2, 130)
+    assert len(copies) == 2
+    for copy in copies:
+        assert torch.equal(copy(x), module(x))
+    everyone = [module, *copies]
+    tensors = [[t.data_ptr() for t in one.state_dict().values() if torch.is_tensor(t)] for one in everyone]
+    if spec.kind == "torch_int8":  # its weights lie in an object of the engine
+        tensors = [[id(one._packed_params._packed_params)] for one in everyone]
+    assert len({pointer for pointers in tensors for pointer in pointers}) == sum(map(len, tensors)) > 0

@@ -9,12 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitbench.measure.clock import Budget, CpuTimer, plan, shuffled, time_together, turns, warm_up
+from bitbench.measure.clock import Budget, Turn, plan, shuffled, time_together, turns
+from bitbench.measure.timers import ClockFault
+from bitbench.measure.warmup import warm_up
 from bitbench.store.schema import MAX_BLOCKS
 
 
 class FakeTimer:
     """A clock whose blocks take what the subject says: no real time passes."""
+
+    name = "fake"
 
     def block(self, call: Callable[[], Any], calls: int) -> int:
         return sum(call() for _ in range(calls))
@@ -89,26 +93,8 @@ def test_plan_keeps_to_its_limits(call_ns: dict[str, int], limit: int | None) ->
 def test_slow_layers_do_not_starve_fast_ones_of_blocks() -> None:
     rounds, schedule = plan({"slow": 100_000_000, "fast": 1000}, {"slow": None, "fast": None}, Budget())
     assert rounds == 2
-    assert schedule["slow"].blocks == 1
+    assert schedule["slow"] == Turn(1, 2, "blocks")
     assert rounds * schedule["fast"].blocks >= 32
-
-
-def test_warm_up_doubles_until_the_block_is_long_enough() -> None:
-    subject = FakeSubject(ns=300)
-    assert warm_up(subject, FakeTimer(), Budget(block_ns=10_000)) == 300
-    assert subject.most == 64  # the first power of two with 64 x 300 ns >= 10 us
-
-
-def test_one_interrupted_block_does_not_end_the_warm_up() -> None:
-    interrupted = iter([300, 2_000_000])  # the first call, then the block of one call
-
-    class Interrupted(FakeSubject):
-        def call(self) -> int:
-            return max(super().call(), next(interrupted, 0))
-
-    subject = Interrupted(ns=300)
-    assert warm_up(subject, FakeTimer(), Budget()) == 300
-    assert subject.most == 4096  # the first power of two with 4096 x 300 ns >= 1 ms
 
 
 def test_calls_between_resets_stay_within_the_limit() -> None:
@@ -179,7 +165,68 @@ def test_collector_is_restored_after_an_error() -> None:
     assert gc.isenabled()
 
 
-def test_cpu_timer_counts_all_calls() -> None:
-    calls: list[int] = []
-    assert CpuTimer().block(lambda: calls.append(1), 7) > 0
-    assert len(calls) == 7
+def test_all_layers_of_a_point_with_fixed_calls_do_the_same() -> None:
+    """A decoder's step grows with its past: unequal blocks would compare different steps."""
+    subjects = {"slow": FakeSubject(20_000_000, max_calls=8), "fast": FakeSubject(1_000_000, max_calls=8)}
+    series = time_together(
+        dict(subjects),
+        rng=random.Random(0),
+        timer=FakeTimer(),
+        budget=Budget(seconds=0.3),
+        call_ns={"slow": 20_000_000, "fast": 1_000_000},
+        announce=lambda name: None,
+        fixed={"slow": 8, "fast": 8},
+    )
+    assert {one.calls for one in series.values()} == {8}
+    assert {one.stop for one in series.values()} == {"calls"}
+    assert len(series["fast"].samples_ns) > len(series["slow"].samples_ns) >= 2
+
+
+def test_a_single_layer_takes_turns_with_itself() -> None:
+    announced: list[str] = []
+    series = time_together(
+        {"a": FakeSubject(1_000_000)},
+        rng=random.Random(0),
+        timer=FakeTimer(),
+        budget=Budget(seconds=0.02),
+        call_ns={"a": 1_000_000},
+        announce=announced.append,
+    )
+    assert len(announced) == 10, "as many turns as in company"
+    assert len(series["a"].samples_ns) == 20
+
+
+@pytest.mark.parametrize("tick", [0, -5])
+def test_a_clock_that_stands_still_or_runs_backwards_is_found_out(tick: int) -> None:
+    class Broken(FakeTimer):
+        name = "broken"
+
+        def block(self, call: Callable[[], Any], calls: int) -> int:
+            return tick
+
+    with pytest.raises(ClockFault, match=rf"took {tick} ns by broken: the clock stood still or ran"):
+        time_together(
+            {"a": FakeSubject(1000)},
+            rng=random.Random(0),
+            timer=Broken(),
+            budget=Budget(),
+            call_ns={"a": 1000},
+            announce=lambda name: None,
+        )
+    assert gc.isenabled()
+
+
+def test_a_layer_may_have_a_timer_of_its_own() -> None:
+    class Other(FakeTimer):
+        name = "other"
+
+    series = time_together(
+        {"a": FakeSubject(1000), "b": FakeSubject(1000)},
+        rng=random.Random(0),
+        timer=FakeTimer(),
+        budget=Budget(seconds=0.002),
+        call_ns={"a": 1000, "b": 1000},
+        announce=lambda name: None,
+        timers={"b": Other()},
+    )
+    assert {name: one.timer for name, one in series.items()} == {"a": "fake", "b": "other"}

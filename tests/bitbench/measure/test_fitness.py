@@ -7,8 +7,9 @@ from collections import namedtuple
 
 import pytest
 
-from bitbench.measure import fitness, host
-from bitbench.measure.fitness import GIB, Finding, Level, verdict
+from bitbench.measure import fitness, fitness_gpu, host
+from bitbench.measure.findings import Finding, Level
+from bitbench.measure.fitness import GIB, verdict
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -27,22 +28,7 @@ def test_memory(monkeypatch: pytest.MonkeyPatch, gib: float, level: Level) -> No
     monkeypatch.setattr(host, "memory_available", lambda: int(gib * GIB))
     (finding,) = fitness.memory()
     assert finding.level is level
-    assert bool(finding.remedy) == (level is not Level.FIT)
-
-
-@pytest.mark.parametrize(("load", "level"), [(0.1, Level.FIT), (3.0, Level.DEGRADED), (50.0, Level.DEGRADED)])
-def test_load_per_core(monkeypatch: pytest.MonkeyPatch, load: float, level: Level) -> None:
-    monkeypatch.setattr(host, "load_1m", lambda: load)
-    monkeypatch.setattr(host, "physical_cores", lambda: 2)
-    assert fitness.load()[0].level is level
-
-
-@pytest.mark.parametrize(
-    ("name", "level"), [("", Level.FIT), ("performance", Level.FIT), ("powersave", Level.DEGRADED)]
-)
-def test_governor(monkeypatch: pytest.MonkeyPatch, name: str, level: Level) -> None:
-    monkeypatch.setattr(host, "governor", lambda: name)
-    assert fitness.governor()[0].level is level
+    assert bool(finding.remedy) == bool(finding.why) == (level is not Level.FIT)
 
 
 @pytest.mark.parametrize(("gib", "level"), [(50, Level.FIT), (1, Level.DEGRADED), (0.01, Level.UNFIT)])
@@ -61,11 +47,11 @@ def answer(monkeypatch: pytest.MonkeyPatch, stdout: str = "", stderr: str = "", 
     monkeypatch.setattr(fitness.subprocess, "run", lambda *_, **__: done)
 
 
+NATIVE = '{"native": {"library": "lib.so", "isa": "avx2", "isas": ["avx2"]}, "torch": "2", "cuda": false}'
+
+
 def test_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer(
-        monkeypatch,
-        '{"native": {"library": "lib.so", "isa": "avx2", "isas": ["avx2"]}, "torch": "2", "cuda": false}',
-    )
+    answer(monkeypatch, NATIVE)
     assert fitness.kernels()[-1].level is Level.FIT
     assert "avx2" in fitness.kernels()[-1].found
     answer(monkeypatch, '{"native": {"library": null, "why_not": "not built"}, "torch": "2", "cuda": false}')
@@ -74,6 +60,24 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, stderr="Traceback\nImportError: no torch", code=1)
     assert fitness.kernels()[-1].level is Level.UNFIT
     assert "no torch" in fitness.kernels()[-1].found
+
+
+@pytest.mark.parametrize(
+    ("cuda", "built", "present", "level", "word"),
+    [
+        (True, "12.8", True, Level.FIT, "usable GPU"),
+        (False, None, False, Level.FIT, "CPU only"),
+        (False, None, True, Level.DEGRADED, "without CUDA"),
+        (False, "13.0", True, Level.DEGRADED, "CUDA 13.0"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_said(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, built: str | None, present: bool, level: Level, word: str
+) -> None:
+    monkeypatch.setattr(fitness_gpu, "present", lambda: present)
+    finding = fitness._torch({"torch": "2.13", "cuda": cuda, "built": built})
+    assert finding.level is level
+    assert word in finding.found + finding.why
 
 
 def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

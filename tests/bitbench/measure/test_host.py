@@ -74,3 +74,64 @@ def test_this_machine_answers() -> None:
     assert host.cpu_model()
     assert 0 < host.memory_available() <= host.memory_limit()
     assert host.read(Path("/no/such/file")) == ""
+
+
+def test_limits_of_outer_groups_count(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = machine / "cgroup" / "batch" / "job"
+    inner.mkdir(parents=True)
+    real = host.read
+
+    def read(path: Path) -> str:
+        return "0::/batch/job" if path == Path("/proc/self/cgroup") else real(path)
+
+    monkeypatch.setattr(host, "read", read)
+    assert host.control_groups() == [inner, inner.parent, machine / "cgroup"]
+    (inner / "cpu.max").write_text("max 100000\n")
+    (inner.parent / "cpu.max").write_text("200000 100000\n")
+    assert host.cpu_quota() == 2.0
+    (inner.parent / "memory.max").write_text(f"{2**30}\n")
+    assert host.memory_limit() == 2**30
+    (inner / "cpu.stat").write_text("usage_usec 9\nnr_throttled 2\nthrottled_usec 250000\n")
+    (inner.parent / "cpu.stat").write_text("throttled_usec 1000000\n")
+    assert host.cpu_stalled_s() == 1.25
+
+
+def test_no_group_counts_stalls(machine: Path) -> None:
+    assert host.cpu_stalled_s() is None
+
+
+def test_lists_of_processors() -> None:
+    assert host.cpu_list("0-2,8,10-11") == {0, 1, 2, 8, 10, 11}
+    assert host.cpu_list("") == set()
+
+
+def test_siblings(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpu in range(4):
+        path = machine / "cpu" / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        path.write_text(f"{cpu % 2},{cpu % 2 + 2}\n")
+    monkeypatch.setattr(host, "usable_cpus", lambda: {1})
+    assert host.siblings() == {1, 3}
+
+
+def test_memory_nodes(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "NODE_DIR", machine / "node")
+    assert host.memory_nodes() == {}
+    for node, cpus in ((0, "0-1"), (1, "2-3"), (10, "4-7")):
+        folder = machine / "node" / f"node{node}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(cpus + "\n")
+    assert host.memory_nodes() == {0: {0, 1}, 1: {2, 3}}
+
+
+def test_turbo(machine: Path) -> None:
+    assert host.turbo() is None
+    (machine / "cpu" / "cpufreq").mkdir()
+    (machine / "cpu" / "cpufreq" / "boost").write_text("1\n")
+    assert host.turbo() is True
+
+
+def test_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "read", lambda path: "always [madvise] never")
+    assert host.huge_pages() == "madvise"
+    monkeypatch.setattr(host, "read", lambda path: "")
+    assert host.huge_pages() == ""

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from bitbench.measure.roofline import Peaks, Ruler, Work, bound, measure_peaks, share
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitbench.measure.roofline import CACHE_READ, Peaks, Ruler, Work, bound, level, measure_peaks, share
 
 PEAKS = Peaks(read_bytes_per_s=10e9, fp32_per_s=100e9, int8_per_s=400e9)
 
@@ -44,14 +48,62 @@ def never() -> Peaks:
     raise AssertionError("no need to measure again")
 
 
-def test_only_cold_results_well_above_the_bandwidth_are_impossible() -> None:
-    fast = 10**9 / 10e9 / 1.2
-    assert Ruler(PEAKS, never).impossible(work(10**9, 1), 0.1 / 1.05) is None
-    assert Ruler(PEAKS, never).impossible(work(10**9, 1, from_memory=False), fast) is None
-    told = Ruler(PEAKS, lambda: Peaks(read_bytes_per_s=10.5e9)).impossible(work(10**9, 1), fast)
-    assert told is not None
-    assert "12.0 GB/s" in told
-    assert "10.5 GB/s" in told
+CACHED = Peaks(read_bytes_per_s=10e9, fp32_per_s=100e9, cache_bytes_per_s=40e9)
+COLD, HOT = work(10**9, 1), work(10**9, 1, from_memory=False)
+
+
+@pytest.mark.parametrize(
+    ("what", "rate", "word"),
+    [
+        (COLD, 9.9e9, "ok"),
+        (COLD, 10.5e9, "suspicious"),
+        (COLD, 11.1e9, "impossible"),
+        (HOT, 39e9, "ok"),
+        (HOT, 41e9, "suspicious"),
+        (HOT, 59e9, "suspicious"),
+        (HOT, 61e9, "impossible"),
+    ],
+)
+def test_levels_by_the_rate_at_which_weights_were_read(what: Work, rate: float, word: str) -> None:
+    found = level(what, CACHED, 10**9 / rate)
+    assert found.word == word
+    assert bool(found.why) == (word != "ok")
+    if word != "ok":
+        assert f"{rate / 1e9:.1f} GB/s" in found.why
+        assert ("memory" if what.from_memory else "cache") in found.why
+
+
+def test_small_layers_and_unmeasured_limits_are_not_judged() -> None:
+    assert level(work(CACHE_READ - 1, 1, from_memory=False), CACHED, 1e-9).word == "ok"
+    just = work(CACHE_READ, 1, from_memory=False)
+    assert level(just, CACHED, 1e-9).word == "impossible"
+    assert level(just, replace(CACHED, threads=2), 1e-9).word == "ok", "half of it for each thread"
+    assert level(HOT, PEAKS, 1e-9).word == "ok"
+    assert level(COLD, Peaks(), 1e-9).word == "ok"
+
+
+def test_beating_torchs_matrix_product_is_pointed_at_and_never_refused() -> None:
+    many = work(10**3, 10**11, from_memory=False)
+    assert level(many, PEAKS, 1.01).word == "ok"
+    found = level(many, PEAKS, 0.5)
+    assert found.word == "suspicious"
+    assert "2.00 times the measured fp32 rate" in found.why
+    assert level(work(10**3, 10**11, "bit"), PEAKS, 1e-3).word == "ok", "no peak of its own was measured"
+
+
+@given(
+    rate=st.floats(1e6, 1e13),
+    operations=st.integers(1, 10**13),
+    faster=st.floats(1.0, 100.0),
+    from_memory=st.booleans(),
+)
+def test_a_faster_result_is_never_less_suspicious(
+    rate: float, operations: int, faster: float, from_memory: bool
+) -> None:
+    order = ["ok", "suspicious", "impossible"]
+    what = work(10**8, operations, from_memory=from_memory)
+    slow, fast = (level(what, CACHED, 10**8 / r).word for r in (rate, rate * faster))
+    assert order.index(fast) >= order.index(slow)
 
 
 def test_limits_are_measured_again_once_before_a_result_is_condemned() -> None:
@@ -62,10 +114,18 @@ def test_limits_are_measured_again_once_before_a_result_is_condemned() -> None:
         return Peaks(read_bytes_per_s=15e9, fp32_per_s=50e9)
 
     ruler = Ruler(PEAKS, again)
-    assert ruler.impossible(work(10**9, 1), 0.1 / 1.5) is None
-    assert ruler.impossible(work(10**9, 1), 0.1 / 3) is not None
+    assert ruler.level(COLD, 0.1 / 1.45).word == "ok"
+    told = ruler.level(COLD, 0.1 / 3)
+    assert told.word == "impossible"
+    assert "30.0 GB/s" in told.why
+    assert "15.0 GB/s" in told.why
     assert len(times) == 1
     assert ruler.peaks == Peaks(read_bytes_per_s=15e9, fp32_per_s=100e9, int8_per_s=400e9)
+
+
+def test_a_result_within_the_margin_is_noted_without_measuring_again() -> None:
+    assert Ruler(PEAKS, never).level(COLD, 0.1 / 1.05).word == "suspicious"
+    assert Ruler(PEAKS, never).level(COLD, 0.2).word == "ok"
 
 
 def test_a_share_above_one_asks_for_the_limit_again() -> None:
@@ -82,4 +142,6 @@ def test_peaks_of_this_machine_are_sane(monkeypatch: pytest.MonkeyPatch) -> None
     peaks = measure_peaks("cpu", 1, 1024**2)
     assert 1e8 < peaks.read_bytes_per_s < 1e13
     assert 1e8 < peaks.fp32_per_s < 1e14
+    # Noise may leave no difference between a long and a short read; a rate, if any, is a rate.
+    assert peaks.cache_bytes_per_s == 0 or 1e8 < peaks.cache_bytes_per_s < 1e13
     assert Peaks(**peaks.as_dict()) == peaks

@@ -85,7 +85,19 @@ demo.yaml:6: layers.ternary.format: the text 'base4' is not possible here
         "  ternary: {kind: ternary, formt: base3}",
         """\
 demo.yaml:6: layers.ternary.formt: unknown key 'formt'
-    did you mean 'format'? allowed: kind, form, group_size, scale_dtype, activation_bits, format, rule, scale, ste""",
+    did you mean 'format'? allowed: kind, require_backend, timeout, form, group_size, scale_dtype, activation_bits, format, rule, scale, ste""",
+    ),
+    (
+        "  ternary: {kind: ternary}",
+        "  ternary: {kind: ternary, require_backend: avx51, timeout: 30}",
+        """\
+demo.yaml:6: layers.ternary.require_backend: a layer of kind ternary is never served by 'avx51'
+    did you mean 'avx512'? it can be: native, torch, avx512, avx2, portable""",
+    ),
+    (
+        "  ternary: {kind: ternary}",
+        "  ternary: {kind: ternary, timeout: 0}",
+        "demo.yaml:6: layers.ternary.timeout: must be more than 0.0, not 0",
     ),
     (
         "  ternary: {kind: ternary}",
@@ -192,10 +204,17 @@ demo.yaml:11: workloads[0].cache[0]: the text 'warm' is not possible here
     ),
     (
         "kind: linear\n    sh",
+        "kind: linear\n    require_backend: nativ\n    sh",
+        """\
+demo.yaml:9: workloads[0].require_backend: a layer of kind linear, ternary is never served by 'nativ'
+    did you mean 'native'? it can be: torch, native, avx512, avx2, portable""",
+    ),
+    (
+        "kind: linear\n    sh",
         "kind: liner\n    sh",
         """\
 demo.yaml:8: workloads[0].kind: unknown workload kind 'liner'
-    did you mean 'linear'? known: linear, decode, perplexity, pretrain""",
+    did you mean 'linear'? known: linear, decode, perplexity, pretrain, self_proof""",
     ),
     (
         "tokens: [1, 16]",
@@ -231,7 +250,7 @@ demo.yaml:11: workloads[0].zip: zipped lists must have one length: tokens has 3,
         """\
 demo.yaml:11: workloads[0].include[0].shapes[0]: out_features must be from 1 to 1048576, not 0
 demo.yaml:11: workloads[0].include[1].tokns: unknown key 'tokns'
-    did you mean 'tokens'? allowed: kind, layers, launches, zip, include, exclude, when, shapes, tokens, cache, bias, memory""",
+    did you mean 'tokens'? allowed: kind, layers, launches, zip, include, exclude, when, require_backend, timeout, shapes, tokens, cache, bias, memory""",
     ),
     (
         "tokens: [1, 16]",

@@ -19,7 +19,7 @@ from bitbench.layers.base import LayerCost, LayerKind, LayerSpec
 from bitbench.store.metrics import METRICS
 from bitbench.workloads import language_model
 from bitbench.workloads.base import Context, PointPlan, Session, Unsupported, WorkloadKind
-from bitbench.workloads.decode import DecodeSpec, DecodeWorkload
+from bitbench.workloads.decode import DecodeSpec, DecodeSubject, DecodeWorkload, Split
 from bitbench.workloads.language_model import convert_blocks
 from bitbench.workloads.perplexity import PerplexitySpec, PerplexityWorkload
 
@@ -253,13 +253,15 @@ class TestDecode:
         layers = {"linear": layer(**LINEAR), "sign": layer(kind="sign")}
         session = opened(DecodeWorkload(), self.spec, tmp_path, layers)
         subjects = {name: session.build(name, spec) for name, spec in layers.items()}
+        for subject in subjects.values():
+            subject.timed(0.5)
         found = {name: subject.metrics() for name, subject in subjects.items()}
         for metrics in found.values():
             assert set(metrics) <= set(METRICS)
             shares = [metrics[f"decode.{part}_share"] for part in ("blocks", "head", "rest")]
             assert all(0 <= share <= 1 for share in shares)
             assert sum(shares) == pytest.approx(1, abs=0.2)
-            assert metrics["decode.ceiling"] > 0
+            assert metrics["decode.ceiling"] >= 1
         assert found["linear"]["memory.model_ratio"] == 1
         numbers, converted = 145_856, 129_024
         norms_and_rotation = 4 * 64 * 7 + 8 * 512 * 8
@@ -269,9 +271,53 @@ class TestDecode:
         assert found["sign"]["memory.model_bytes"] == signs
         assert found["sign"]["memory.model_ratio"] == pytest.approx(float_bytes / signs)
 
-    def test_without_the_baseline_there_is_no_ceiling(self, tmp_path: Path, sign: Sign) -> None:
-        session = opened(DecodeWorkload(), self.spec, tmp_path, {"sign": layer(kind="sign")})
-        assert "decode.ceiling" not in session.build("sign", layer(kind="sign")).metrics()
+    def test_the_ceiling_is_of_the_timed_steps(self, tmp_path: Path, sign: Sign) -> None:
+        """Half of a step of 0.2 s lies in the converted layers; the baseline takes 0.3 s."""
+        layers = {"linear": layer(**LINEAR), "sign": layer(kind="sign")}
+        session = opened(DecodeWorkload(), self.spec, tmp_path, layers)
+        baseline, low_bit = (session.build(name, spec) for name, spec in layers.items())
+        baseline.timed(0.3)
+        low_bit.timed(0.2)
+        low_bit._instrumented = lambda: Split(0.1, 0.05, 0.2, 0.1)  # type: ignore[attr-defined]
+        assert low_bit.metrics()["decode.ceiling"] == pytest.approx(3)
+        low_bit._instrumented = lambda: Split(0.1, 0.05, 0.2, 0.25)  # type: ignore[attr-defined]
+        assert "decode.ceiling" not in low_bit.metrics(), "less than nothing would remain"
+
+    @pytest.mark.parametrize("beside", [True, False])
+    def test_without_a_time_of_the_baseline_there_is_no_ceiling(
+        self, tmp_path: Path, sign: Sign, beside: bool
+    ) -> None:
+        layers = {"linear": layer(**LINEAR), "sign": layer(kind="sign")}
+        session = opened(DecodeWorkload(), self.spec, tmp_path, layers)
+        if beside:  # it was built, and then failed
+            session.build("linear", layers["linear"])
+        subject = session.build("sign", layers["sign"])
+        subject.timed(0.5)
+        assert "decode.ceiling" not in subject.metrics()
+
+    def test_the_split_is_taken_all_over_the_block(self, tmp_path: Path, sign: Sign) -> None:
+        spec = self.spec.model_copy(update={"tokens": 36})
+        session = opened(DecodeWorkload(), spec, tmp_path, {})
+        subject = session.build("sign", layer(kind="sign"))
+        assert isinstance(subject, DecodeSubject)
+        marked: list[int] = []
+        plain = subject._marked_step
+
+        def spy(*arguments: Any) -> dict[str, float]:
+            marked.append(subject.cache.length - spec.prompt_tokens)
+            return plain(*arguments)
+
+        subject._marked_step = spy  # type: ignore[method-assign]
+        split = subject._instrumented()
+        assert marked == [n for n in (3, 9, 15, 21, 27, 33) for _ in range(2)]
+        assert 0 < split.converted < split.total
+        assert 0 < split.head < split.total
+        assert subject.cache.length == spec.prompt_tokens
+
+    def test_every_block_decodes_the_same_tokens(self, tmp_path: Path, sign: Sign) -> None:
+        session = opened(DecodeWorkload(), self.spec, tmp_path, {})
+        for name, spec in (("linear", layer(**LINEAR)), ("sign", layer(kind="sign"))):
+            assert session.build(name, spec).block_calls == self.spec.tokens
 
     def test_embedding_and_head_are_one_copy(self, tmp_path: Path, sign: Sign) -> None:
         session = opened(DecodeWorkload(), self.spec, tmp_path, {})

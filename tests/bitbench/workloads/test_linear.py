@@ -92,6 +92,23 @@ def test_every_layer_agrees_with_its_reference(name: str, bias: bool) -> None:
     assert not work.from_memory
 
 
+@torch.inference_mode()
+def test_kernels_of_the_timed_calls_are_named_not_only_that_of_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kernel that serves the check alone must not stand for those that were timed."""
+    subject = subject_of("ternary")
+    kind = registry.get("ternary")
+    real = type(kind).kernel
+    names = iter(["ternary_linear/base3/int8/reference/torch"])
+    monkeypatch.setattr(type(kind), "kernel", lambda self, module: next(names, None) or real(self, module))
+    subject.call()
+    assert subject.check().passed
+    assert "ternary_linear/base3/int8/reference/torch" in subject.kernel.split(", ")
+    assert len(subject.kernel.split(", ")) == 2 or subject.kernel.endswith("/torch")
+    assert "not a native" in str(subject.fallback())
+
+
 def test_all_layers_of_a_point_get_the_same_numbers() -> None:
     inputs = [subject_of(name)._x.float() for name in ("linear", "ternary", "linear-bf16")]
     assert torch.equal(inputs[0], inputs[1])
@@ -237,3 +254,31 @@ def test_base3_takes_a_twentieth() -> None:
     metrics = session(params).measure("ternary", spec_of("ternary"), 0).metrics
     assert metrics["memory.codes_bytes"] == 200 * 1024
     assert 19 < metrics["memory.weight_ratio"] <= 20
+
+
+@torch.inference_mode()
+def test_the_check_after_timing_is_against_the_weights_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is computed once; a kernel that spoils its own weights is found all the same."""
+    subject = subject_of("linear", (600, 70))
+    kind = type(registry.get("linear"))
+    asked: list[slice] = []
+    real = kind.reference
+    monkeypatch.setattr(
+        kind, "reference", lambda self, spec, m, x, rows: asked.append(rows) or real(self, spec, m, x, rows)
+    )
+    assert subject.check().passed
+    once = len(asked)
+    assert once > 1
+    assert subject.check().passed
+    assert len(asked) == once
+    subject._made.module.weight[0, 0] += 1  # type: ignore[index, operator]
+    assert not subject.check().passed
+
+
+def test_how_a_gpu_is_to_time_a_layer_follows_from_the_cache_state() -> None:
+    """The session asks for the device's cache to be flushed, and then needs no copies."""
+    hot = subject_of("linear")
+    assert (hot.flush, hot.replayable, hot.rotation) == (False, True, 1)
+    cold = session({"shape": [256, 256], "tokens": 1, "cache": "cold"}).build("linear", spec_of("linear"))
+    assert (cold.flush, cold.replayable) == (False, True)
+    assert cold.rotation == len(cold._modules) > 1

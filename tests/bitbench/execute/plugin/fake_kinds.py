@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from bitbench.layers.base import LayerCost, LayerKind, LayerSpec
 from bitbench.store.schema import Check
 from bitbench.workloads.base import (
@@ -28,7 +30,7 @@ from bitbench.workloads.base import (
 
 Deed = Literal[
     *("work", "abort", "hang", "kill", "raise", "memory", "torch_memory", "wrong", "wrong_after"),
-    *("refuse", "fallback", "invalid", "slow"),
+    *("refuse", "fallback", "invalid", "slow", "broken"),
 ]
 
 
@@ -45,11 +47,18 @@ class FakeLayerSpec(LayerSpec):
     sense: int = 0
     """Layers of equal sense have equal numerics."""
     seconds: float | None = None
+    from_size: int = 0
+    """It misbehaves at points of at least this size."""
+    served_by: str = "fake/kernel"
 
 
 class FakeLayer(LayerKind):
     name = "fake"
     spec = FakeLayerSpec
+    backends = ("kernel", "other")
+
+    def dispatch(self, spec: Any, kernel: str) -> dict[str, str]:
+        return {"backend": kernel.removeprefix("fake/")}
 
     def cost(self, spec: Any, in_features: int, out_features: int) -> LayerCost:
         return LayerCost(1, 0, 8.0, in_features * out_features, "fp32")
@@ -72,6 +81,8 @@ class FakeSpec(WorkloadSpec):
     scored: int = 0
     seeds: int = 1
     documents: int = 0
+    sizes: list[int] = Field(default_factory=list)
+    """One timed point more for each."""
     estimate: float = 0.01
 
 
@@ -82,7 +93,7 @@ def misbehave(spec: FakeLayerSpec) -> None:
         time.sleep(3600)
     elif spec.does == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif spec.does == "raise":
+    elif spec.does == "raise" or (spec.does == "broken" and "FAKE_BROKEN" in os.environ):
         raise ValueError("first line\nsecond line")
     elif spec.does == "memory":
         raise MemoryError
@@ -93,10 +104,9 @@ def misbehave(spec: FakeLayerSpec) -> None:
 
 
 class FakeSubject(Subject):
-    kernel = "fake/kernel"
-
     def __init__(self, layer: str, spec: FakeLayerSpec) -> None:
         self.layer = layer
+        self.kernel = spec.served_by
         self.spec = spec
         self.seconds = spec.seconds
         self.checks = 0
@@ -128,7 +138,10 @@ class FakeSession(Session):
         self.context = context
 
     def build(self, layer: str, spec: Any) -> FakeSubject:
-        log("build", os.getpid(), self.params["n"], layer)
+        size = self.params.get("size", spec.from_size)
+        log("build", os.getpid(), self.params["n"], layer, size)
+        if size < spec.from_size:
+            spec = spec.model_copy(update={"does": "work"})
         if spec.at == "build":
             misbehave(spec)
         return FakeSubject(layer, spec)
@@ -149,11 +162,13 @@ class FakeSession(Session):
 class FakeWorkload(WorkloadKind):
     name = "fake"
     spec = FakeSpec
-    axes = ("timed", "exact", "scored", "seeds", "documents")
+    axes = ("timed", "exact", "scored", "seeds", "documents", "sizes")
+    growing = ("size",)
 
     def points(self, spec: FakeSpec) -> list[PointPlan]:
         return [
             *(PointPlan({"n": n}, "timed", "launches") for n in range(spec.timed)),
+            *(PointPlan({"n": 0, "size": size}, "timed", "launches") for size in spec.sizes),
             *(PointPlan({"measure": "bytes", "n": n}, "once", "exact") for n in range(spec.exact)),
             *(
                 PointPlan({"measure": "score", "n": n}, "once", "seeds", spec.seeds)

@@ -1,0 +1,1 @@
+"""A plug-in of bitbench with one layer, one workload and one reporter."""
