@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from bitbench.cache import cache_root
 from bitbench.cli import main
 from bitbench.errors import Exit, UserError
 from bitbench.store.baseline import accept, save_baseline
-from bitbench.store.calibration import cache_dir
 from bitbench.store.figures import Figure, FigureSet
 from bitbench.store.reader import load_run
 
@@ -63,7 +63,7 @@ def test_a_calibration_that_holds_is_used_again(lab: Any, capsys: pytest.Capture
     assert main(["calibrate", str(lab.suite())]) == Exit.OK
     out = capsys.readouterr().out
     assert "4 of 4 cases are quiet enough (10 launches)" in out
-    assert str(next((cache_dir() / "calibrations").iterdir())) in out
+    assert str(next((cache_root() / "calibrations").iterdir())) in out
     assert gate(lab) == Exit.OK
     assert [r["purpose"] for r in lab.rounds].count("calibrate") == 1
 
