@@ -142,6 +142,15 @@ def test_a_newer_commit_gets_no_old_comment(
     assert "nothing to comment on" in capsys.readouterr().out
 
 
+def test_a_fork_that_is_gone_gets_none(
+    post: ModuleType, forge: Forge, comment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "event.json").write_text(json.dumps({"workflow_run": {**RUN, "head_repository": None}}))
+    assert post.main([str(comment)]) == 0
+    assert forge.written == []
+    assert "nothing to comment on" in capsys.readouterr().out
+
+
 def test_nobody_is_notified(post: ModuleType, forge: Forge, comment: Path) -> None:
     comment.write_text(f"{TEXT}cc @everyone\n")
     assert post.main([str(comment)]) == 0

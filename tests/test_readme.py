@@ -26,6 +26,12 @@ def test_the_table_is_that_of_the_stored_run() -> None:
     assert f"```text\n{table}\n```" in README
 
 
+def test_the_error_rates_are_those_of_the_stored_launches() -> None:
+    (page,) = set(re.findall(r"\]\((results/[^)]+/rates\.md)\)", README))
+    (told,) = [line for line in (ROOT / page).read_text().splitlines() if "stored launches resampled" in line]
+    assert told in " ".join(README.split())
+
+
 def test_every_link_leads_to_a_file() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
@@ -37,3 +43,22 @@ def test_every_command_named_exists() -> None:
     known = set(get_command(create_app()).commands)  # type: ignore[attr-defined]
     assert named
     assert named <= known
+
+
+def test_every_option_named_exists() -> None:
+    """Those in a command line, and those in the row of the table of commands that is about a command."""
+    known = get_command(create_app()).commands  # type: ignore[attr-defined]
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in known.items()
+    }
+    checked = set()
+    for line in README.splitlines():
+        calls = re.findall(r"(?:`|&& |^ {4})bitbench ([a-z]+)([^`|&]*)", line)
+        for command, words in calls:
+            named = set(re.findall(r"(?<=\s)--[a-z-]+", words))
+            if line.startswith("|"):
+                named |= set(re.findall(r"`(--[a-z-]+)", line))
+            assert named <= options[command], line
+            checked |= named
+    assert checked >= {"--quick", "--budget", "--rerun", "--base", "--inject", "--why", "--benchmark-json"}

@@ -171,6 +171,7 @@ def calibrate_run(
         suite=str(run.info.suite["name"]),
         machine=machine,
         launches=launches,
+        code=run.info.code.digest,
         bias=bias,
         autocorrelation=statistics.fmean(serial) if serial else None,
         cases=found,

@@ -18,7 +18,7 @@ from bitbench.analysis.comparison import Compared, Comparison, Difference
 from bitbench.analysis.moderation import Prior, like
 from bitbench.analysis.moved import HEADLINES, compare_figure, compared_metrics, failure, kind_of
 from bitbench.analysis.rounds import Trial, flagged, leans_slower, priors, settle
-from bitbench.analysis.statistics import Series, variance
+from bitbench.analysis.statistics import variance
 from bitbench.analysis.stored import compare_runs as compare_runs
 from bitbench.analysis.summary import CaseSummary, case_alone
 from bitbench.analysis.verdicts import MINIMUM_EFFECT, Verdict, Word, not_comparable
@@ -48,10 +48,8 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Timed:
-    """A timed case with times on both sides, ready to be judged."""
+    """Logarithms of base / head of a timed case, one a launch, ready to be judged."""
 
-    base: Series
-    head: Series
     first: list[float]
     again: list[float]
 
@@ -234,7 +232,7 @@ def _time(
         spread=spread,
         control=control,
     )
-    return result, _Timed(above, below, first, again)
+    return result, _Timed(first, again)
 
 
 def _judge_times(

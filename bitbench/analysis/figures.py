@@ -30,7 +30,7 @@ def figures_of_run(run: RunData) -> FigureSet:
 
     Raises :class:`UserError` where the run holds no such figure.
     """
-    found = figures_of_summary(summarise(head_of(run)))
+    found = figures_of_summary(summarise(head_of(run), judged=False))
     if not found.figures:
         raise UserError(
             f"run {run.info.run} holds no figure that a baseline could keep",

@@ -28,6 +28,10 @@ PROMISE = 0.05
 """A case that gates is expected to show this slowdown. If, measured twice, its interval still holds
 more than that, the question stays open."""
 
+SAME_AT_LEAST = PROMISE / 2
+"""Narrowest margin within which controls and the null pair have to be the same. A calibration of ten
+launches may underestimate their spread by half, and a proof must not fail for being held to a
+sharpness that the gate neither has nor promises."""
 
 SAME_WITHIN = 0.05
 """Widest margin within which controls and the null pair may be called the same. With half the slowdown
@@ -40,13 +44,13 @@ def minimum_effects(
     """Relative difference that counts as none, by case id.
 
     ``gating`` cases are tested for being slower than what they show without cause, ``same`` (controls
-    and the null pair) for lying within what this many launches can show to be the same, at most
-    :data:`SAME_WITHIN`.
+    and the null pair) for lying within what this many launches can show to be the same, from
+    :data:`SAME_AT_LEAST` to :data:`SAME_WITHIN`.
     """
     cases = calibration.cases if calibration else {}
     floors = {case: max(MINIMUM_EFFECT, cases[case].floor) for case in gating if case in cases}
     margins = {
-        case: min(SAME_WITHIN, max(MINIMUM_EFFECT, cases[case].equivalence or SAME_WITHIN))
+        case: min(SAME_WITHIN, max(SAME_AT_LEAST, cases[case].equivalence or SAME_WITHIN))
         for case in same
         if case in cases
     }
@@ -139,7 +143,10 @@ def judge_stored(
         results[i] = replace(results[i], verdict=verdict)
     rows = []
     for result, why in zip(results, closed, strict=True):
-        if result.kind != "time" or result.verdict.word is Word.NOT_COMPARABLE:
+        absent = result.verdict.word is Word.NOT_COMPARABLE
+        if result.kind == "time" and absent and unlike:  # failing on another machine blames no code
+            rows.append(GateRow(result, Role.SHOWN, 0.0, unlike))
+        elif result.kind != "time" or absent:
             rows.append(_held_row(result))
         else:
             role = Role.SHOWN if why else Role.GATING
@@ -161,8 +168,9 @@ def conclude(
     gating = [row for row in rows if row.role is Role.GATING]
     failing = [row for row in gating if row.fails]
     unsettled = [row for row in gating if not row.fails and is_open(row)]
+    measured = [r for r in rows if r.fails or r.compared.verdict.word is not Word.NOT_COMPARABLE]
     worse = f"{len(failing)} of {_counted(len(gating), 'gating figure')} {_is(len(failing))} worse"
-    if not [row for row in rows if row.role is not Role.PROOF]:
+    if not [row for row in measured if row.role is not Role.PROOF]:
         outcome, reason = Outcome.BROKEN, "nothing was measured that could be compared"
     elif proof is not None and proof.failure:
         beside = f"; besides, {worse}" if failing else ""
@@ -185,11 +193,12 @@ def conclude(
 
 
 def is_open(row: GateRow) -> bool:
-    """Whether a gating time could still hide a slowdown that the gate promises to see."""
+    """Whether a gating time could still hide a slowdown that the gate promises to see, or an accuracy is
+    undecided."""
     verdict = row.compared.verdict
-    if row.compared.kind != "time" or verdict.word is not Word.INCONCLUSIVE:
+    if verdict.word is not Word.INCONCLUSIVE:
         return False
-    if verdict.effect is None or verdict.effect.low is None:
+    if row.compared.kind != "time" or verdict.effect is None or verdict.effect.low is None:
         return True
     return verdict.effect.low < 1 / (1 + max(PROMISE, 2 * row.threshold))
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitbench.analysis.comparison import Compared
+from bitbench.analysis.moved import way
 from bitbench.analysis.statistics import Estimate
 from bitbench.analysis.stored import SESSION_EFFECT
 from bitbench.analysis.verdicts import Verdict, Word, judge_unpaired, not_comparable
 from bitbench.store.figures import Figure, FigureKind, FigureSet
-from bitbench.store.metrics import METRICS
 from bitbench.store.schema import Case, Phase, Replicate, Status
 
 AGAINST = "the baseline"
@@ -58,7 +58,8 @@ def hold(
 
     ``cases`` are those that were to be measured, by label. An accepted figure of one of them that
     is missing is a result too: *not comparable*, and worse unless it cannot be measured here at all
-    (status ``unsupported``). ``lost`` says why, by label.
+    (status ``unsupported``), or is a time that was measured and not believed (``invalid``). ``lost``
+    says why, by label.
     """
     results, unmeasured = [], []
     for label, own in accepted.figures.items():
@@ -117,7 +118,9 @@ def _spread(before: Figure, after: Figure) -> float | None:
 
 
 def _missing(case: Case, metric: str, before: Figure, why: str, against: str) -> Compared:
-    moved: Literal["", "worse"] = "" if why.startswith(Status.UNSUPPORTED) else "worse"
+    # A time that is not to be believed says nothing about the code.
+    excused = (Status.UNSUPPORTED, *((Status.INVALID,) if before.kind == "time" else ()))
+    moved: Literal["", "worse"] = "" if why.startswith(excused) else "worse"
     verdict = not_comparable(against, why)
     return Compared(case, metric, before.kind, verdict, base=_estimate(before), moved=moved)
 
@@ -125,20 +128,9 @@ def _missing(case: Case, metric: str, before: Figure, why: str, against: str) ->
 def _compared(case: Case, metric: str, before: Figure, after: Figure, against: str) -> Compared:
     if before.kind == "time":
         return _time(case, metric, before, after, against)
-    moved = _moved(metric, before, after)
+    moved = way(metric, before.value, after.value, before.tolerance * abs(before.value))
     verdict = Verdict(Word.MOVED if moved else Word.SAME, against, minimum_effect=before.tolerance)
     return Compared(case, metric, before.kind, verdict, _estimate(before), _estimate(after), moved)
-
-
-def _moved(metric: str, before: Figure, after: Figure) -> Literal["", "better", "worse"]:
-    """Which way a figure moved beyond its tolerance. One of which neither way is better must not move."""
-    if before.value == after.value:
-        return ""
-    if abs(after.value - before.value) <= before.tolerance * abs(before.value) < math.inf:
-        return ""
-    rose = after.value > before.value
-    better = METRICS[metric].better
-    return "better" if (rose and better == "higher") or (not rose and better == "lower") else "worse"
 
 
 def _time(case: Case, metric: str, before: Figure, after: Figure, against: str) -> Compared:

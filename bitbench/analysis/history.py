@@ -6,6 +6,7 @@ another number of threads form a history of their own, and so does a case whose 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -88,14 +89,15 @@ def affected(metric: str) -> Affects:
 
 
 def figures_of(summary: Summary, metric: str, pattern: str = "*") -> RunFigures:
-    """The metric of every case of a run whose label matches ``pattern`` (a shell's wild cards)."""
+    """The metric of every case of a run whose label matches ``pattern`` (a shell's wild cards); what is not
+    finite is left out."""
     found = {}
     for case in summary.cases:
         label = case.case.label
         if case.case.workload == PROOF or not fnmatchcase(label, pattern):
             continue
         value = case.value(metric)
-        if value is not None:
+        if value is not None and math.isfinite(value.value):
             found[case.case.id] = label, value
     return RunFigures(summary.run.info, found)
 

@@ -53,11 +53,17 @@ def compare_figure(case: Case, metric: str, base: Series, head: Series, against:
         verdict, moved = _by_value(metric, a.value, b.value, 0.0, against)
         return Compared(case, metric, "exact", verdict, a, b, moved)
     ratio = base.ratio_to(head)
-    if case.replicate == "seeds" and ratio is not None and len(ratio.values) >= MIN_REPLICATES:
+    if case.replicate == "seeds" and ratio is not None and _can_be_judged(ratio):
         verdict, moved = _by_interval(ratio, tolerance, against)
     else:
         verdict, moved = _by_value(metric, a.value, b.value, tolerance, against)
     return Compared(case, metric, "accuracy", verdict, a, b, moved)
+
+
+def _can_be_judged(ratio: Series) -> bool:
+    """Whether an interval can be given: enough replicates, and each a number that has a logarithm."""
+    values = ratio.values.values()
+    return len(values) >= MIN_REPLICATES and all(0 < value < math.inf for value in values)
 
 
 def failure(base: CaseSummary, head: CaseSummary) -> tuple[str, Literal["", "better", "worse"]]:
@@ -84,16 +90,26 @@ def _at_fault(found: CaseSummary, other: str) -> bool:
     return found.status != MISSING and bool(own)
 
 
+def way(metric: str, before: float, after: float, allowed: float) -> Literal["", "better", "worse"]:
+    """Which way a figure moved by more than ``allowed``. What is no number any more is worse, and so is
+    any move of a figure of which neither way is better."""
+    if before == after or (math.isnan(before) and math.isnan(after)):
+        return ""
+    if abs(after - before) <= allowed < math.inf:
+        return ""
+    if math.isfinite(before) != math.isfinite(after):
+        return "worse" if math.isfinite(before) else "better"
+    better = METRICS[metric].better
+    return "better" if better == ("higher" if after > before else "lower") else "worse"
+
+
 def _by_value(
     metric: str, a: float, b: float, tolerance: float, against: str
 ) -> tuple[Verdict, Literal["", "better", "worse"]]:
     effect = Estimate(a / b, exact=True) if a > 0 and b > 0 and math.isfinite(a / b) else None
-    if a == b or abs(a - b) <= tolerance * max(abs(a), abs(b)) < math.inf:
+    moved = way(metric, a, b, tolerance * max(abs(a), abs(b)))
+    if not moved:
         return Verdict(Word.SAME, against, "", effect, tolerance), ""
-    if math.isfinite(a) != math.isfinite(b):
-        moved: Literal["better", "worse"] = "worse" if math.isfinite(a) else "better"
-    else:
-        moved = "better" if (b < a) == (METRICS[metric].better == "lower") else "worse"
     reason = "no longer equal" if tolerance == 0.0 else f"differs by more than {tolerance:.2g} of itself"
     return Verdict(Word.MOVED, against, reason, effect, tolerance), moved
 

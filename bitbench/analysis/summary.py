@@ -308,7 +308,9 @@ def _add_ratio(
     metric: str,
 ) -> None:
     above, below = numerator.get(metric), denominator.get(metric)
-    if above is not None and below is not None and (ratio := above.ratio_to(below)) is not None:
+    ratio = None if above is None or below is None else above.ratio_to(below)
+    # A perplexity that is infinite leaves a ratio of zero or none: no figure.
+    if ratio is not None and all(value > 0 for value in ratio.values.values()):
         into[name] = ratio
 
 

@@ -68,12 +68,14 @@ class Measured:
     commit: str = ""
     objections: Sequence[str] = ()
     """Why these figures should not be accepted."""
+    warnings: Sequence[str] = ()
+    """What was left out when it was read."""
 
 
 def measured(source: Path, results: Path) -> Measured:
     """Read ``source``: a run folder (by path, or by name under ``results``) or benchmark JSON.
 
-    Raises :class:`UserError` where it is neither.
+    Raises :class:`UserError` where it is neither, :class:`ToolError` where it holds nothing to judge.
     """
     from bitbench.store.baseline import BENCHMARK_BASELINE
     from bitbench.store.writer import RUN_FILE
@@ -87,9 +89,16 @@ def measured(source: Path, results: Path) -> Measured:
         raise UserError(
             f"there is no {source}", "give a run folder, or a file written by pytest --benchmark-json FILE"
         )
-    from bitbench.pytest_plugin.exchange import figures_of_benchmark
+    from bitbench.pytest_plugin.exchange import read_benchmark
 
-    return Measured(source.name, figures_of_benchmark(source), BENCHMARK_BASELINE)
+    file = read_benchmark(source)
+    figures = file.figures()
+    if not figures.figures:
+        raise ToolError(
+            f"{source} holds nothing that can be judged: no benchmark in it was timed beside a baseline",
+            "let its tests ask for the fixture side_by_side, with a baseline",
+        )
+    return Measured(source.name, figures, BENCHMARK_BASELINE, warnings=file.unjudged())
 
 
 def _measured_run(folder: Path) -> Measured:
@@ -101,7 +110,7 @@ def _measured_run(folder: Path) -> Measured:
     run = load_run(folder)
     if not run.records:
         raise ToolError(f"run {run.info.run} holds no measurement", "finish it with: bitbench run --resume")
-    summary = summarise(head_of(run))
+    summary = summarise(head_of(run), judged=False)
     failed = lost(summary)
     objections = [f"{label}: {why}" for label, why in failed.items() if not why.startswith("unsupported")]
     objections += [
@@ -122,6 +131,7 @@ def _measured_run(folder: Path) -> Measured:
         lost=failed,
         commit=run.info.code.commit + ("+" if run.info.code.dirty else ""),
         objections=objections,
+        warnings=run.warnings,
     )
 
 
@@ -145,6 +155,8 @@ def _accept(
         )
     if not found.figures.figures:
         raise UserError(f"{found.name} holds no figure that a baseline could keep", "measure bytes or times")
+    for text in found.warnings:
+        console.print(f"warning {text}", soft_wrap=True, highlight=False, markup=False)
     path = file or found.baseline
     earlier = load_baseline(path) if path.exists() else None
     made = accept(
@@ -176,10 +188,10 @@ def _git_user() -> str:
 
 def _place(source: Path | None, results: Path) -> Path:
     """The baseline that belongs to a suite, a run, or a file of benchmarks."""
-    from bitbench.cli.gate_session import GATE_SUITE
+    from bitbench.cli.in_turns import SUITE
     from bitbench.store.baseline import baseline_beside
 
-    suite = source or GATE_SUITE
+    suite = source or SUITE
     if suite.suffix in (".yaml", ".yml"):
         return baseline_beside(suite)
     if suite.name.endswith("baseline.json"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 def calibrate(
     suite: Path = typer.Argument(Path("suites/gate.yaml"), metavar="[SUITE]", help="Suite file."),
     launches: int = typer.Option(
-        None, "--launches", min=3, help="Launches in place of the suite's; a gate has to make as many."
+        None, "--launches", min=3, max=1000, help="In place of the suite's; a gate has to make as many."
     ),
     only: list[str] = typer.Option(None, "--only", metavar="GLOB", help="Cases whose label matches."),
     ref: str = typer.Option(
@@ -43,27 +42,22 @@ def calibrate(
     """
     from rich.console import Console
 
-    from bitbench.cli.gate_session import alone, measure_calibration, open_session, say
+    from bitbench.cli.gate_session import measure_calibration, open_session
+    from bitbench.cli.in_turns import alone, make_side, say
     from bitbench.cli.run import terminate_as_interrupt
     from bitbench.errors import Exit
-    from bitbench.execute.sides import OWN_PACKAGE, prepare_side
     from bitbench.store.calibration import calibration_path
+    from bitbench.store.writer import check_file
 
     console = Console()
-
+    if calibration is not None:
+        check_file(calibration, "--calibration")
     with terminate_as_interrupt():
         try:
             session = open_session(console, suite, results=results, launches=launches, only=only or None)
             path = calibration or calibration_path(session.name, session.facts, session.launches)
-            with alone(console, session, wait=wait):
-                side = prepare_side(
-                    "base",
-                    ref,
-                    repo=Path.cwd(),
-                    packages=package or [OWN_PACKAGE],
-                    build_command=build_command,
-                    note=functools.partial(say, console),
-                )
+            with alone(console, session.ready.machine, wait=wait):
+                side = make_side(console, "base", ref, packages=package, build_command=build_command)
                 made = measure_calibration(console, session, side, path)
         except KeyboardInterrupt:
             say(console, "interrupted: nothing was calibrated")

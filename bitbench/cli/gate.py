@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from bitbench.execute.sides import SideCode
     from bitbench.store.baseline import Baseline
     from bitbench.store.calibration import Calibration
+
+TOLD = 5
+"""Objections to a stored run that are told."""
 
 
 def gate(
@@ -40,7 +43,9 @@ def gate(
     inject: float = typer.Option(
         0.0, "--inject", metavar="PERCENT", help="Slow the head down by this much: does the gate turn red?"
     ),
-    launches: int = typer.Option(None, "--launches", min=3, help="Launches in place of the suite's."),
+    launches: int = typer.Option(
+        None, "--launches", min=3, max=1000, help="Launches in place of the suite's."
+    ),
     only: list[str] = typer.Option(None, "--only", metavar="GLOB", help="Cases whose label matches."),
     package: list[str] = typer.Option(
         None, "--package", metavar="NAME", help="Packages of the library; default: impl."
@@ -69,26 +74,28 @@ def gate(
 
     from bitbench.cli.run import terminate_as_interrupt
     from bitbench.report.compared import show_gate
-    from bitbench.store.writer import check_writable
+    from bitbench.store.writer import check_file
 
     console = Console()
     wish = Wish(
-        source, base, head, baseline, calibration, inject / 100, launches, only or None, package or ["impl"],
+        source, base, head, baseline, calibration, inject / 100, launches, only or None, package,
         build_command, results, wait,
     )  # fmt: skip
     _refuse(wish)
     outputs = Outputs(junit, markdown, as_json)
     for path, option in ((junit, "--junit"), (markdown, "--markdown"), (as_json, "--json")):
         if path is not None:
-            check_writable(path.parent, option)
+            check_file(path, option)
     with terminate_as_interrupt():
         try:
-            result = _stored(wish) if base is None else _paired(console, wish)
+            result = _stored(wish) if base is None else _paired(console, wish, base)
         except KeyboardInterrupt:
             console.print("interrupted: nothing is judged; what was measured is kept", highlight=False)
             return Exit.INTERRUPTED
-    show_gate(result, console)
-    outputs.write(result, wish, strict=strict)
+    try:
+        show_gate(result, console)
+    finally:  # a reader who leaves (`| head`) must not cost the files
+        outputs.write(result, wish, strict=strict)
     return result.exit_code(strict=strict)
 
 
@@ -104,16 +111,16 @@ class Wish:
     inject: float
     launches: int | None
     only: list[str] | None
-    packages: list[str]
+    packages: list[str] | None
     build_command: str | None
     results: Path
     wait: bool
 
     @property
     def suite(self) -> Path:
-        from bitbench.cli.gate_session import GATE_SUITE
+        from bitbench.cli.in_turns import SUITE
 
-        return self.source or GATE_SUITE
+        return self.source or SUITE
 
     def command(self) -> str:
         """The command that asks for this again."""
@@ -130,8 +137,8 @@ class Wish:
         }
         for option, value in options.items():
             words += [option, str(value)] if value is not None else []
-        for option, values in (("--only", self.only or []), ("--package", self.packages)):
-            words += [word for value in values if value != "impl" for word in (option, value)]
+        for option, values in (("--only", self.only), ("--package", self.packages)):
+            words += [word for value in values or () for word in (option, value)]
         return shlex.join(words)
 
 
@@ -159,6 +166,7 @@ def _refuse(wish: Wish) -> None:
         "--inject": wish.inject or None,
         "--launches": wish.launches,
         "--only": wish.only,
+        "--package": wish.packages or None,
         "--build-command": wish.build_command,
     }
     given = [option for option, value in options.items() if value is not None]
@@ -168,29 +176,30 @@ def _refuse(wish: Wish) -> None:
         )
 
 
-def _paired(console: Console, wish: Wish) -> GateResult:
+def _paired(console: Console, wish: Wish, base: str) -> GateResult:
     """Measure two versions in turns and judge."""
     from bitbench.analysis.compare import compare_sides, needs_confirmation
     from bitbench.analysis.figures import figures_of_summary, head_of, lost
     from bitbench.analysis.gate_rules import barred, judge_paired, minimum_effects, unproven
     from bitbench.analysis.held import COUNTED, hold
     from bitbench.analysis.summary import summarise
-    from bitbench.cli.gate_session import alone, confirm, measure, open_session
+    from bitbench.cli.gate_session import open_session
+    from bitbench.cli.in_turns import alone, first_round, make_sides, second_round
     from bitbench.workloads.self_proof import SLOWDOWN
 
     accepted, warnings = _accepted(wish)
     session = open_session(console, wish.suite, results=wish.results, launches=wish.launches, only=wish.only)
-    with alone(console, session, wait=wish.wait):
-        sides = _sides(console, wish)
+    with alone(console, session.ready.machine, wait=wish.wait):
+        sides = make_sides(console, base, wish.head, packages=wish.packages, build_command=wish.build_command)
         calibration = _calibration(console, wish, session, sides[0])
-        closed = barred(session.launches, session.machine.threads)
+        closed = barred(session.launches, session.threads)
         family = session.gateable() & calibration.admitted() if not closed else set()
         effects = minimum_effects(calibration, session.gateable(), session.same())
         slowdown = _injection(wish, session, family)
-        run = measure(console, session, sides, "gate", slowdown=slowdown)
+        run = first_round(console, session.ready, sides, "gate", slowdown=slowdown)
         comparison = compare_sides(run, minimum_effects=effects, family=family)
         if again := needs_confirmation(comparison, family) | unproven(comparison):
-            run = confirm(console, session, sides, run, again, slowdown)
+            run = second_round(console, session.ready, sides, run, again, slowdown=slowdown)
             comparison = compare_sides(run, minimum_effects=effects, family=family)
     if slowdown:
         comparison = replace(comparison, head=f"{comparison.head}, {_injected(wish)}")
@@ -198,7 +207,7 @@ def _paired(console: Console, wish: Wish) -> GateResult:
     held = None
     if accepted is not None:
         cases = {case.label: case for case in session.plan.cases}
-        summary = summarise(head_of(run))
+        summary = summarise(head_of(run), judged=False)
         figures = figures_of_summary(summary)
         held = hold(figures, accepted.figures, cases=cases, lost=lost(summary), kinds=COUNTED)
     return judge_paired(
@@ -207,7 +216,7 @@ def _paired(console: Console, wish: Wish) -> GateResult:
         held=held,
         slowdown=SLOWDOWN,
         launches=session.launches,
-        threads=session.machine.threads,
+        threads=session.threads,
         warnings=warnings,
     )
 
@@ -225,31 +234,21 @@ def _accepted(wish: Wish) -> tuple[Baseline | None, list[str]]:
     return load_baseline(path), []
 
 
-def _sides(console: Console, wish: Wish) -> tuple[SideCode, SideCode]:
-    from bitbench.cli.gate_session import say
-    from bitbench.execute.sides import prepare_side
-
-    options: dict[str, Any] = {
-        "repo": Path.cwd(),
-        "packages": wish.packages,
-        "build_command": wish.build_command,
-        "note": lambda text: say(console, text),
-    }
-    base, head = prepare_side("base", wish.base, **options), prepare_side("head", wish.head, **options)
-    if base.root == head.root:
-        say(console, "both versions hold the same code: every difference below is noise")
-    return base, head
-
-
 def _calibration(console: Console, wish: Wish, session: Session, side: SideCode) -> Calibration:
     """The calibration that holds here; measured now where there is none."""
-    from bitbench.cli.gate_session import measure_calibration, say
+    from bitbench.cli.gate_session import measure_calibration
+    from bitbench.cli.in_turns import say
     from bitbench.store.calibration import calibration_path, find_calibration
+    from bitbench.store.writer import check_file
 
     ids = [case.id for case in session.calibrated()]
-    found, why = find_calibration(session.name, session.facts, session.launches, ids, wish.calibration)
+    found, why = find_calibration(
+        session.name, session.facts, session.launches, ids, wish.calibration, code=side.code.digest
+    )
     if found is not None:
         return found
+    if wish.calibration is not None:
+        check_file(wish.calibration, "--calibration")
     say(console, f"{why}: calibrating first, the base held against itself ...")
     path = wish.calibration or calibration_path(session.name, session.facts, session.launches)
     return measure_calibration(console, session, side, path)
@@ -283,7 +282,7 @@ def _stored(wish: Wish) -> GateResult:
     held = hold(found.figures, accepted, cases=found.cases, lost=found.lost, against=str(path))
     differences = machine_differences(accepted.machine, found.figures.machine)
     unlike = ""
-    if not accepted.machine or not found.figures.machine:
+    if not (accepted.machine.get("processor") and found.figures.machine.get("processor")):
         unlike = "it is not known on which machine they were measured"
     elif forbidding := hard(differences, "time"):
         unlike = f"another machine: {said(forbidding)}"
@@ -296,7 +295,10 @@ def _stored(wish: Wish) -> GateResult:
         only_head=held.unaccepted,
     )
     threads = int(found.figures.machine.get("threads") or 0)
-    return judge_stored(comparison, held, unlike=unlike, threads=threads)
+    told = [*found.warnings, *found.objections[:TOLD]]
+    if len(found.objections) > TOLD:
+        told.append(f"and {len(found.objections) - TOLD} more that a baseline would not be made of")
+    return judge_stored(comparison, held, unlike=unlike, threads=threads, warnings=told)
 
 
 @dataclass(frozen=True)
@@ -311,18 +313,12 @@ class Outputs:
         from bitbench.report.comment import comment
         from bitbench.report.exported import gate_data, to_json
         from bitbench.report.junit import junit
+        from bitbench.store.writer import write_file
 
         name = wish.suite.stem if wish.base is not None else str(wish.source)
         if self.junit is not None:
-            _write(self.junit, junit(result, name=f"bitbench gate: {name}", strict=strict))
+            write_file(self.junit, junit(result, name=f"bitbench gate: {name}", strict=strict))
         if self.markdown is not None:
-            _write(self.markdown, comment(result, name=name, command=wish.command()))
+            write_file(self.markdown, comment(result, name=name, command=wish.command()))
         if self.as_json is not None:
-            _write(self.as_json, to_json(gate_data(result, strict=strict)))
-
-
-def _write(path: Path, text: str) -> None:
-    from bitbench.store.writer import write_atomically
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
+            write_file(self.as_json, to_json(gate_data(result, strict=strict)))

@@ -122,10 +122,11 @@ def _figures(
     notes = []
     for path, info in infos:
         try:
-            summary = summarise(load_run(path))
+            summary = summarise(load_run(path), judged=False)
         except UserError as error:
             notes.append(f"{info.run} is left out: {error.message}")
             continue
+        notes += summary.run.warnings
         runs.append(figures_of(summary, metric, pattern))
         for case in summary.cases:
             if fnmatchcase(case.case.label, pattern):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,176 +14,162 @@ from bitbench.errors import Exit, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitbench.analysis.rates import Pool
-    from bitbench.store.reader import RunData
+    from bitbench.store.launches import LaunchPool
     from bitbench.suite.schema import Suite
 
 RATES_JSON, RATES_PAGE = "rates.json", "rates.md"
-SLOWDOWNS = (0.05, 0.10)
 
 
 def rates(
     source: Path = typer.Argument(
         Path("suites/gate.yaml"), metavar="[SUITE|RUN]", help="Suite to measure, or a run of this command."
     ),
-    launches: int = typer.Option(200, "--launches", min=30, help="Launches to measure."),
+    launches: int = typer.Option(200, "--launches", min=9, max=1000, help="Launches to measure."),
     rounds: int = typer.Option(10, "--round", min=3, help="Launches in a round of a resampled gate."),
     gates: int = typer.Option(1000, "--gates", min=10, help="Gates to resample."),
     only: list[str] = typer.Option(None, "--only", metavar="GLOB", help="Cases whose label matches."),
     results: Path = typer.Option(Path("results"), "--results", metavar="DIR", help="Where runs are kept."),
+    package: list[str] = typer.Option(
+        None, "--package", metavar="NAME", help="Packages of the library; default: impl."
+    ),
+    build_command: str = typer.Option(
+        None, "--build-command", metavar="COMMAND", help="Builds them in a copy of the repository."
+    ),
+    wait: bool = typer.Option(False, "--wait", help="Wait while another bitbench measures here."),
 ) -> int:
     """Measure many launches of the working tree against itself, as it is and slowed down by 5 and
     10 %, and resample them into gates: how many alarm falsely, how many see a slowdown?
 
-    The launches are kept as a run, with rates.json and rates.md beside its records; give that run to
-    judge it again without measuring.
+    Kept as a run, with launches.json (one time a launch and side), rates.json and rates.md beside its
+    records. Give that folder to judge it again without measuring; launches.json alone is enough.
     """
     from rich.console import Console
 
     from bitbench.cli.run import terminate_as_interrupt
-    from bitbench.store.reader import load_run
-    from bitbench.store.writer import RUN_FILE
 
     console = Console()
+    wish = Wish(source, launches, only or None, results, package, build_command, wait)
     with terminate_as_interrupt():
         try:
-            if (source / RUN_FILE).exists():
-                run = load_run(source)
-            else:
-                run = _measure(console, source, launches, only or None, results)
+            folder = source
+            if not source.is_dir():
+                refuse_too_few(launches, rounds)
+                folder = _measure(console, wish)
+            _conclude(console, folder, rounds, gates)
         except KeyboardInterrupt:
             console.print("interrupted: what was measured is kept; judge it with: bitbench rates RUN")
             return Exit.INTERRUPTED
-    _conclude(console, run, rounds, gates)
     return Exit.OK
 
 
-def tripled(suite: Suite, slowdowns: Sequence[float] = SLOWDOWNS) -> tuple[Suite, dict[str, float]]:
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks to be measured."""
+
+    suite: Path
+    launches: int
+    only: list[str] | None
+    results: Path
+    packages: list[str] | None
+    build_command: str | None
+    wait: bool
+
+
+def refuse_too_few(launches: int, rounds: int) -> None:
+    """:class:`UserError` where these launches do not make one gate."""
+    if launches < 3 * rounds:
+        raise UserError(
+            f"{launches} launches are fewer than the {3 * rounds} of a calibration and two rounds",
+            "measure more with --launches, or make rounds smaller with --round",
+        )
+
+
+def tripled(suite: Suite, slowdowns: Sequence[float] | None = None) -> tuple[Suite, dict[str, float]]:
     """``suite`` with every quantised layer measured as it is and once for each slowdown, and the
     slowdown of each added layer. What is measured once (bytes, accuracy) is left out."""
+    from bitbench.analysis.launches import SLOWDOWNS, twin
     from bitbench.suite.schema import Suite as Model
 
+    put_in = SLOWDOWNS if slowdowns is None else slowdowns
     resolved = suite.resolved()
     added = {
-        name_of(layer, slowdown): slowdown
+        twin(layer, slowdown): slowdown
         for layer, spec in resolved["layers"].items()
         if spec["kind"] != "linear"
-        for slowdown in slowdowns
+        for slowdown in put_in
     }
     layers: dict[str, Any] = {}
     for layer, spec in resolved["layers"].items():
         layers[layer] = spec
-        layers |= {name_of(layer, s): spec for s in slowdowns if name_of(layer, s) in added}
+        layers |= {twin(layer, s): spec for s in put_in if twin(layer, s) in added}
     workloads = []
     for entry in resolved["workloads"]:
         if entry["kind"] != "linear":
             continue
         named = entry["layers"] if entry["layers"] is not None else list(resolved["layers"])
-        here = [twin for n in named for twin in (n, *(name_of(n, s) for s in slowdowns)) if twin in layers]
+        here = [name for n in named for name in (n, *(twin(n, s) for s in put_in)) if name in layers]
         workloads.append({**entry, "layers": here, "memory": False})
     if not workloads:
         raise UserError(f"suite {suite.name!r} times no single layers", "give one such as suites/gate.yaml")
     return Model.model_validate({**resolved, "layers": layers, "workloads": workloads, "claims": []}), added
 
 
-def name_of(layer: str, slowdown: float) -> str:
-    """``ternary+5`` for a slowdown of 5 %."""
-    return f"{layer}+{100 * slowdown:g}"
-
-
-def _measure(
-    console: Console, suite_path: Path, launches: int, only: list[str] | None, results: Path
-) -> RunData:
-    import tempfile
-
-    from bitbench.execute.paired import execute_paired
-    from bitbench.execute.progress import sink_for
-    from bitbench.execute.runner import default_threads, probe
-    from bitbench.execute.sides import OWN_PACKAGE, prepare_side
-    from bitbench.store.writer import check_writable, new_run_dir
-    from bitbench.suite.expand import expand
+def _measure(console: Console, wish: Wish) -> Path:
+    """Measure, and return the run's folder."""
+    from bitbench.cli.in_turns import alone, first_round, make_ready, make_side
     from bitbench.suite.load import load_suite
     from bitbench.workloads.self_proof import with_proof
 
-    check_writable(results, "--results")
-    suite, slowdown = tripled(load_suite(suite_path))
-    with tempfile.TemporaryDirectory() as logs:
-        machine = probe(suite.device, suite.threads or default_threads(), Path(logs), peaks=False)
-    device: Literal["cpu", "cuda"] = "cuda" if machine.device == "cuda" else "cpu"
-    plan = with_proof(expand(suite, only=only, launches=launches, device=device))
-    side = prepare_side(
-        "base",
-        None,
-        repo=Path.cwd(),
-        packages=[OWN_PACKAGE],
-        note=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+    suite, slowdown = tripled(load_suite(wish.suite))
+    ready = make_ready(
+        console, suite, wish.suite, results=wish.results, launches=wish.launches, only=wish.only
     )
-    run_dir = new_run_dir(results, f"{suite.name}-rates")
-    console.print(f"{plan.counts()}; kept in {run_dir}", highlight=False, soft_wrap=True)
-    return execute_paired(
-        plan,
-        run_dir,
-        (replace(side, side="base"), replace(side, side="head")),
-        sink=sink_for(console),
-        machine=machine,
-        purpose="calibrate",
-        suite_path=str(suite_path),
-        slowdown=slowdown,
-    )
+    ready = replace(ready, plan=with_proof(ready.plan))
+    with alone(console, ready.machine, wait=wish.wait):
+        side = make_side(console, "base", None, packages=wish.packages, build_command=wish.build_command)
+        sides = replace(side, side="base"), replace(side, side="head")
+        return first_round(console, ready, sides, "calibrate", slowdown=slowdown, name="rates").path
 
 
-def pool_of(run: RunData, slowdowns: Sequence[float] = SLOWDOWNS) -> tuple[Pool, dict[str, str]]:
-    """The launches of a run of this command, and a label for each case.
+def _launches(console: Console, folder: Path) -> LaunchPool:
+    """The launches of a run of this command, kept beside it; or those that were published without it."""
+    from bitbench.analysis.launches import launches_of
+    from bitbench.cli.in_turns import say
+    from bitbench.store.figures import machine_of
+    from bitbench.store.launches import load_launches, save_launches
+    from bitbench.store.reader import load_run
+    from bitbench.store.writer import RUN_FILE
 
-    Raises :class:`UserError` where the run is of something else.
-    """
-    from bitbench.analysis.calibration import log_ratios
-    from bitbench.analysis.moderation import like
-    from bitbench.analysis.rates import Pool
-    from bitbench.workloads.self_proof import NULL, SLOWER
-
-    ratios = log_ratios(run.records)
-    timed = [case for case in run.cases if case.phase == "timed" and case.id in ratios]
-    shared = set.intersection(*(set(ratios[case.id]) for case in timed)) if timed else set()
-    order = sorted(shared)
-    at = {(case.point, case.layer): [ratios[case.id][i] for i in order] for case in timed}
-    nulls = [case for case in timed if (case.point, name_of(case.layer, slowdowns[0])) in at]
-    proof = {case.layer: at[case.point, case.layer] for case in timed if case.layer in (NULL, SLOWER)}
-    if not nulls or len(proof) != 2:
-        raise UserError(
-            f"{run.path} holds no slowed twins of its layers: it is not a run of `bitbench rates`",
-            "make one with: bitbench rates suites/gate.yaml",
-        )
-    pool = Pool(
-        null={case.id: at[case.point, case.layer] for case in nulls},
-        slowed={s: {case.id: at[case.point, name_of(case.layer, s)] for case in nulls} for s in slowdowns},
-        like={case.id: like(case) for case in nulls},
-        proof_null=proof[NULL],
-        proof_slower=proof[SLOWER],
-    )
-    return pool, {case.id: case.label for case in nulls}
+    if not (folder / RUN_FILE).exists():
+        return load_launches(folder)
+    run = load_run(folder)
+    for text in run.warnings:
+        say(console, f"warning {text}")
+    machine = machine_of(run.info.environment, run.info.threads, run.info.code.native)
+    launches = launches_of(run, machine)
+    save_launches(folder, launches)
+    return launches
 
 
-def _conclude(console: Console, run: RunData, rounds: int, gates: int) -> None:
+def _conclude(console: Console, folder: Path, rounds: int, gates: int) -> None:
     import json
     from dataclasses import asdict
 
+    from bitbench.analysis.launches import pool_of
     from bitbench.analysis.rates import resample
+    from bitbench.cli.in_turns import say
     from bitbench.report.rates import page
-    from bitbench.store.figures import machine_of
     from bitbench.store.writer import write_atomically
 
-    pool, labels = pool_of(run)
-    if pool.launches < 3 * rounds:
-        raise UserError(
-            f"{pool.launches} launches are fewer than the {3 * rounds} of a calibration and two rounds",
-            "measure more with --launches, or make rounds smaller with --round",
-        )
-    console.print(f"resampling {pool.launches} launches into gates", highlight=False)
+    launches = _launches(console, folder)
+    for label in launches.left_out:
+        say(console, f"left out, it failed or one of its slowed twins did: {label}")
+    refuse_too_few(launches.launches, rounds)
+    pool = pool_of(launches)
+    say(console, f"resampling {launches.launches} launches into gates")
     found = [resample(pool, launches=rounds, gates=gates, draw=d) for d in ("consecutive", "scattered")]
-    machine = machine_of(run.info.environment, run.info.threads, run.info.code.native)
-    text = page(found, launches=pool.launches, source=run.info.suite_path, machine=machine, labels=labels)
-    write_atomically(run.path / RATES_PAGE, text)
-    data = {"launches": pool.launches, "labels": labels, "rates": [asdict(item) for item in found]}
-    write_atomically(run.path / RATES_JSON, json.dumps(data, indent=1, sort_keys=True) + "\n")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    text = page(found, launches=launches.launches, source=launches.suite, machine=launches.machine)
+    write_atomically(folder / RATES_PAGE, text)
+    data = {"launches": launches.launches, "rates": [asdict(item) for item in found]}
+    write_atomically(folder / RATES_JSON, json.dumps(data, indent=1, sort_keys=True) + "\n")
+    say(console, text)

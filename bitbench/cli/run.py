@@ -54,7 +54,9 @@ def run(
     results: Path = typer.Option(Path("results"), "--results", metavar="DIR", help="Where runs are kept."),
     reports: Path = typer.Option(Path("reports"), "--reports", metavar="DIR", help="Where reports go."),
     launches: int = typer.Option(None, "--launches", min=1, help="Launches in place of the suite's."),
-    threads: int = typer.Option(None, "--threads", min=1, help="Threads; default: the physical cores."),
+    threads: int = typer.Option(
+        None, "--threads", min=1, help="Threads; default: the suite's, else the physical cores."
+    ),
     seed: int = typer.Option(None, "--seed", min=0, help="Seed in place of the suite's."),
     only: list[str] = typer.Option(None, "--only", metavar="GLOB", help="Cases whose label matches."),
     budget: str = typer.Option(

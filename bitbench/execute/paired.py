@@ -9,7 +9,6 @@ while the other one sleeps. A launch gives one ratio, launches give the interval
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 from bitbench.errors import ToolError
 from bitbench.execute import jobs
 from bitbench.execute.backstop import Backstop
+from bitbench.execute.copies import private_copy
 from bitbench.execute.jobs import Setting, Visit
+from bitbench.execute.losses import Losses
 from bitbench.execute.lots import Lots
 from bitbench.execute.observed import Observer
 from bitbench.execute.partner import Lost, Partner
@@ -26,9 +27,9 @@ from bitbench.execute.patience import Limits, Patience
 from bitbench.execute.placement import cores, seat, seats
 from bitbench.execute.progress import Sink
 from bitbench.execute.rounds import common
-from bitbench.execute.runner import CACHE, LOGS, Machine, _Runner
+from bitbench.execute.runner import CACHE, LOGS, Machine, Runner
 from bitbench.execute.sides import SideCode, describe_sides
-from bitbench.execute.stages import Stages
+from bitbench.execute.stages import IDLE, Stages
 from bitbench.execute.steered import Command
 from bitbench.measure.clock import Budget, turns
 from bitbench.measure.lock import device_lock
@@ -47,9 +48,6 @@ of them would take away."""
 
 OPENING = ("open", "close", "start")
 """Stages of a whole point: what dies there takes all its layers along."""
-
-DEATHS = 2
-"""Launches in which a case may cost a worker its life before it is given up."""
 
 
 def execute_paired(
@@ -150,9 +148,7 @@ class _PairedRun:
             self.backstop.saw(record)
         self.waiting: dict[str, dict[Side, Record]] = {}
         """Records of the point at hand that the other side's is still to come to."""
-        self.deaths: Counter[tuple[str, Side]] = Counter()
-        """Launches in which a case cost its side's process its life."""
-        self.given_up: dict[tuple[str, Side], tuple[Status, str]] = {}
+        self.losses = Losses()
         self.settings = {side.side: self._setting(side) for side in sides}
         self.telemetry: Telemetry
         self.observer: Observer
@@ -203,12 +199,10 @@ class _PairedRun:
     def _once(self, plan: Plan, side: Side) -> None:
         """Bytes and accuracy of one side, as a plain run measures them."""
         mine = [record for record in self.stored if record.side == side]
-        runner = _Runner(
+        runner = Runner(
             plan, self.run_dir, self.writer, self.sink, self.machine, self.limits, mine, self.settings[side]
         )
-        runner.telemetry = self.telemetry
-        self.stages.enter("measure")
-        runner._once()
+        runner.once(self.telemetry, self.stages)
 
     def _launch(self, launch: int, timed: set[str], mirrored: int | None) -> None:
         """One pair of processes through all points, or as many pairs as it takes. ``mirrored`` is the
@@ -228,6 +222,7 @@ class _PairedRun:
             except Lost as lost:
                 self._bury(lost, left[0])
                 left = [v for v in map(self._rest, left) if v.cases]
+        self.stages.enter(IDLE)
         self.writer.sync()
 
     def _start(self, lots: Lots, stack: ExitStack) -> dict[Side, Partner]:
@@ -235,9 +230,12 @@ class _PairedRun:
         self.stages.starting()
         pair = {}
         for side in lots.order(SIDES, "start"):
+            place = self.run_dir / CACHE / side / self.name
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            root = private_copy(Path(self.settings[side].side_root), self.settings[side].side_packages, place)
             job = jobs.job_for(self.plan, self.settings[side], "steered", self.name)
-            if side == "head":
-                job = job.model_copy(update={"slowdown": self.slowdown})
+            slowdown = self.slowdown if side == "head" else {}
+            job = job.model_copy(update={"side_root": str(root.resolve()), "slowdown": slowdown})
             partner = Partner(
                 job,
                 self.run_dir / LOGS / f"{job.name}.log",
@@ -298,7 +296,7 @@ class _PairedRun:
         """What one side is to try; the rest of ``visit`` has failed there before and gets its record."""
         tried = {}
         for layer, case in visit.cases.items():
-            spared = self.backstop.spares(case, side) or self.given_up.get((case, side))
+            spared = self.backstop.spares(case, side) or self.losses.given_up(case, side)
             if spared is None:
                 tried[layer] = case
             else:
@@ -351,16 +349,13 @@ class _PairedRun:
             # After its record, what comes next in the point is to blame, so that new processes
             # cannot die of the same again and again; after the last record, nothing is lost.
             due = [lost.case] if lost.case in due else due[:1]
-        for case in due:
-            self.deaths[case, lost.side] += 1
-            if self.deaths[case, lost.side] >= DEATHS:
-                self.given_up[case, lost.side] = (
-                    lost.status,
-                    f"not tried after {DEATHS} losses: {lost.reason}",
-                )
+        # Where the lost side has given its records of all that is left, the first: one ends each time.
+        for case in due or left[:1]:
+            self.losses.add(case, lost.side, lost.status, lost.reason)
             told = f"not measured: the {lost.side} side was lost at this case ({lost.reason})"
             found = self.waiting.pop(case, {})
-            found[lost.side] = self._failure(case, launch, lost.side, lost.status, lost.reason)
+            if lost.side not in found:
+                found[lost.side] = self._failure(case, launch, lost.side, lost.status, lost.reason)
             for side in SIDES:
                 if side not in found:
                     found[side] = self._failure(case, launch, side, Status.ERROR, told)

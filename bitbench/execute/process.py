@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from bitbench.errors import ToolError
 from bitbench.execute.jobs import Job
+from bitbench.execute.sides import NATIVE_DIR, OWN_PACKAGE
 
 READ_SIZE = 1 << 16
 GRACE_SECONDS = 10.0
@@ -26,7 +27,6 @@ GRACE_SECONDS = 10.0
 LOG_TAIL = 400
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
 
 LIBRARY_VARIABLE, BACKEND_VARIABLE = "BITIMPL_LIBRARY_PATH", "BITIMPL_BACKEND"
 
@@ -133,8 +133,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process.poll() is None:
-            self.kill()
+        self.kill()  # also where it has ended: what it started may still be at work
         self.process.wait()
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
@@ -144,13 +143,13 @@ class Worker:
 def worker_environment(job: Job) -> dict[str, str]:
     """The parent's environment (``BITIMPL_*`` included) with the number of threads fixed.
 
-    A side of a comparison takes its own native library and no other; one that has none (it is older
-    than the kernels) runs on its torch reference.
+    A side of a comparison of ``impl`` takes its own native library and no other; one that has none (it
+    is older than the kernels) runs on its torch reference.
     """
     variables = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(job.threads))}
-    if job.side_root:
+    if job.side_root and OWN_PACKAGE in job.side_packages:
         variables.pop(LIBRARY_VARIABLE, None)
-        own = Path(job.side_root) / "impl" / "_native"
+        own = Path(job.side_root) / OWN_PACKAGE / NATIVE_DIR
         if any(own.glob("*.so")):
             variables[LIBRARY_VARIABLE] = str(own)
         else:

@@ -116,16 +116,19 @@ def execute(
             machine.facts["peaks"] = stored.info.environment.get("peaks", {})
             writer = RunWriter.reopen(run_dir)
             records = [record for record in stored.records if record.status not in again]
+            repeated = {(r.case, r.launch) for r in stored.records if r.status in again}
         else:
             if anew:
                 kept = set_aside(run_dir)
                 sink.note(f"the earlier results are kept in {kept}")
             writer = RunWriter.create(run_dir, describe(plan, machine, run_dir.name, suite_path), plan.cases)
-            records = []
+            records, repeated = [], set()
         with writer:
             cache = run_dir / CACHE
             cache.mkdir(exist_ok=True)
-            runner = _Runner(plan, run_dir, writer, sink, machine, limits or Limits(), records)
+            runner = Runner(
+                plan, run_dir, writer, sink, machine, limits or Limits(), records, repeated=repeated
+            )
             runner.run(telemetry_period, allowance)
             writer.end(runner.end(allowance))
             shutil.rmtree(cache, ignore_errors=True)
@@ -135,7 +138,9 @@ def execute(
         return load_run(run_dir)
 
 
-class _Runner:
+class Runner:
+    """Measures what a run lacks and stores it. One for each time a run is worked on."""
+
     def __init__(
         self,
         plan: Plan,
@@ -146,6 +151,7 @@ class _Runner:
         limits: Limits,
         records: Iterable[Record],
         setting: Setting | None = None,
+        repeated: Collection[Pair] = (),
     ) -> None:
         self.plan = plan
         self.logs = run_dir / LOGS
@@ -166,6 +172,8 @@ class _Runner:
             cases, opening = plan.case_seconds(point), plan.open_seconds(point)
             opened = opening * plan.processes_at(point) / (point.launches * len(cases))
             self.seconds |= {case: seconds + opened for case, seconds in cases.items()}
+        self.repeated = set(repeated)
+        """Wanted whether or not the suite asks for them: launches that a budget had added."""
         self.stages = Stages()
         self.telemetry: Telemetry
 
@@ -184,9 +192,14 @@ class _Runner:
         if self.telemetry.error is not None:
             raise self.telemetry.error
 
+    def once(self, telemetry: Telemetry, stages: Stages) -> None:
+        """Only what is measured once, for a run that watches the machine and its time itself."""
+        self.telemetry, self.stages = telemetry, stages
+        self._once()
+
     def _missing(self) -> set[Pair]:
         wanted = {(case.id, n) for case in self.plan.cases for n in range(case.launches)}
-        return wanted - set(self.records)
+        return (wanted | self.repeated) - set(self.records)
 
     def _once(self) -> None:
         for number, group in enumerate(jobs.once_groups(self.plan)):
@@ -218,11 +231,8 @@ class _Runner:
         return None
 
     def _launches(self) -> None:
-        timed = [point.launches for point in self.plan.points if point.phase == "timed"]
-        for launch in range(max(timed, default=0)):
-            job = jobs.timed_job(self.plan, self.setting, launch, self._missing())
-            if job.visits:
-                self._do(job)
+        for launch in sorted({n for case, n in self._missing() if self.cases[case].phase == "timed"}):
+            self._do(jobs.timed_job(self.plan, self.setting, launch, self._missing()))
 
     def _further(self, allowance: Allowance) -> None:
         """Launches beyond the suite's, of the points with the widest intervals."""

@@ -299,12 +299,15 @@ def _run(command: list[str], folder: Path, what: str) -> None:
 
 def _package_root(folder: Path, packages: Sequence[str], label: str) -> Path:
     """The folder of the snapshot from which all ``packages`` can be imported."""
-    for root in (folder, folder / "src"):
-        if all((root / name).is_dir() or (root / f"{name}.py").is_file() for name in packages):
+
+    def holds(root: Path, name: str) -> bool:
+        return (root / name).is_dir() or (root / f"{name}.py").is_file()
+
+    roots = (folder, folder / "src")
+    for root in roots:
+        if all(holds(root, name) for name in packages):
             return root
-    missing = next(
-        (n for n in packages if not any((r / n).is_dir() for r in (folder, folder / "src"))), packages[0]
-    )
+    missing = next((n for n in packages if not any(holds(root, n) for root in roots)), packages[0])
     raise UserError(
         f"{label} has no package {missing!r} at its top or under src/",
         "give the folder names of the packages to compare with --package NAME",
@@ -344,6 +347,7 @@ def _prune(folder: Path) -> None:
         if not place.is_dir():
             continue
         marker = place / DONE
-        if (marker if marker.exists() else place).stat().st_mtime < limit:
-            with contextlib.suppress(Timeout), FileLock(f"{place}.lock", timeout=0):
-                shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError, Timeout):  # another bitbench removes it, or uses it
+            if (marker if marker.exists() else place).stat().st_mtime < limit:
+                with FileLock(f"{place}.lock", timeout=0):
+                    shutil.rmtree(place, ignore_errors=True)

@@ -12,8 +12,8 @@ After its job (see :mod:`bitbench.execute.jobs`) a steered worker reads commands
 ``close``       frees the point: ``closed``
 ==============  ============================================================================
 
-Between commands it blocks on its input, and its thread pool is asleep before it answers: while one
-side works, the other takes no processor time.
+Between commands it blocks on its input, and before it says that a point is open or a turn is over its
+thread pool is asleep: while one side is timed, the other takes no processor time.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class _SteeredPoint:
         try:
             self._announce("", "open")
             with self.point.opened(), collector_off():
-                self.events.send("opened", layers=self._ready())
+                layers = self._ready()
+                self._rest()
+                self.events.send("opened", layers=layers)
                 answered = True
                 self._steps()
         except Exception as error:  # the point could not be opened or freed: all its layers share that
@@ -143,15 +145,18 @@ class _SteeredPoint:
         series = self.series.setdefault(layer, Series(calls=command.calls))
         made = round(command.calls * (1 + self.job.slowdown.get(layer, 0.0)))
         entrant = self.point.entrants[layer]
+        answer = "timed"
         try:
             take_turn(entrant.subject, entrant.timer, Turn(made, command.blocks, command.stop), series)
         except Exception as error:
             self.point.leave(layer, error)
-            self.events.send("left", layer=layer)
-            return
+            answer = "left"
+        self._rest()
+        self.events.send(answer, layer=layer)
+
+    def _rest(self) -> None:
         if self.job.threads > 1:
             come_to_rest()
-        self.events.send("timed", layer=layer)
 
     def _emit(self, record: Record) -> None:
         self.settled.update(layer for layer, case in self.visit.cases.items() if case == record.case)

@@ -56,7 +56,7 @@ def _which(facts: GpuFacts, environment: Mapping[str, str]) -> list[Finding]:
 
 
 def _use(state: GpuState, holders: list[str]) -> list[Finding]:
-    if state.memory_used is None:
+    if state == GpuState():  # nothing at all can be read: one figure alone may be kept from this user
         return [
             unfit(
                 "gpu use",
@@ -65,7 +65,7 @@ def _use(state: GpuState, holders: list[str]) -> list[Finding]:
                 "sudo nvidia-smi --gpu-reset, or restart the machine",
             )
         ]
-    used = f"{state.memory_used / GIB:.1f} GiB in use"
+    used = "memory n/a" if state.memory_used is None else f"{state.memory_used / GIB:.1f} GiB in use"
     busy = state.percent is not None and state.percent > BUSY_PERCENT
     if not busy and not holders:
         share = "use n/a" if state.percent is None else "idle"

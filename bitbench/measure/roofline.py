@@ -133,10 +133,10 @@ def level(work: Work, peaks: Peaks, seconds: float) -> Level:
     cache. Torch's matrix product is no such law: a kernel that beats it is pointed at, not refused.
     """
     found = OK
-    ceiling, margin, source, where = (
-        (peaks.read_bytes_per_s, MARGIN, "memory", "came from a cache")
+    ceiling, margin, source, where, perhaps = (
+        (peaks.read_bytes_per_s, MARGIN, "memory", "came from a cache", "a cache effect")
         if work.from_memory
-        else (peaks.cache_bytes_per_s, HOT_MARGIN, "cache", "cannot all have been read")
+        else (peaks.cache_bytes_per_s, HOT_MARGIN, "cache", "cannot all have been read", "a limit too low")
     )
     rate = work.weight_bytes / seconds
     large = work.from_memory or work.weight_bytes >= CACHE_READ * max(1, peaks.threads)
@@ -147,7 +147,7 @@ def level(work: Work, peaks: Peaks, seconds: float) -> Level:
         )
         if rate > margin * ceiling:
             return Level("impossible", f"{told}: they {where}")
-        found = Level("suspicious", f"{told}: possibly a cache effect")
+        found = Level("suspicious", f"{told}: possibly {perhaps}")
     peak = peaks.compute(work.compute)
     if found is OK and peak and work.operations / seconds > peak:
         times = work.operations / seconds / peak

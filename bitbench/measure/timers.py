@@ -124,8 +124,8 @@ class EventTimer:
 class FlushTimer:
     """A pair of events around each call, the cache overwritten before it.
 
-    While the device still writes, the host has already queued the events and the call, so that no
-    wait for the host lies between them.
+    While the device writes, the host queues the events and the call. A call that takes the host longer
+    than the device takes to write has its wait for the host in the window.
     """
 
     name = "cuda-events-flush"

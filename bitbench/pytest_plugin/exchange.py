@@ -2,8 +2,8 @@
 
 Read, a file gives what a gate can judge: the ratio to the baseline timed beside each benchmark, and
 counted figures, both from ``extra_info["bitbench"]``. Benchmarks of other projects have neither;
-their times are read too, but times of two sessions on machines one knows little of are for showing
-only (:meth:`BenchmarkFile.times`).
+their times are read too, but times of two sessions on machines one knows little of are for telling
+only (:meth:`BenchmarkFile.unjudged`).
 
 Written from a run, every timed case becomes an entry, one value a launch, so that
 ``pytest-benchmark compare`` and whatever else reads such files can show it.
@@ -26,6 +26,7 @@ from bitbench.analysis.summary import CaseSummary, summarise
 from bitbench.errors import UserError
 from bitbench.pytest_plugin.descriptive import describe
 from bitbench.pytest_plugin.records import KEY, SCHEMA_VERSION, Launched, Measured, measured
+from bitbench.report.numbers import with_interval
 from bitbench.store.figures import Figure, FigureSet, machine_of
 from bitbench.store.reader import RunData, load_run
 from bitbench.store.schema import Record
@@ -35,6 +36,8 @@ FORMAT_VERSION = "5.1.0"
 """Version of pytest-benchmark whose files have the fields written here."""
 
 LATENCY = "time.latency"
+SHOWN = 5
+"""Benchmarks of others whose times are told."""
 
 
 class _Foreign(BaseModel):
@@ -93,6 +96,15 @@ class BenchmarkFile:
             for name, entry in self.entries.items()
         }
 
+    def unjudged(self) -> list[str]:
+        """What nobody can judge, in words: the times of benchmarks that bitbench's fixture did not time."""
+        foreign = {name: time for name, time in self.times().items() if name not in self.measured}
+        told = [
+            f"{name}: {with_interval(time, 's')} in one process, beside no baseline: only shown"
+            for name, time in list(foreign.items())[:SHOWN]
+        ]
+        return told if len(foreign) <= SHOWN else [*told, f"and {len(foreign) - SHOWN} more"]
+
     def _source(self) -> str:
         """The folder that holds all benchmarks of the file."""
         folders = [os.path.dirname(name.partition("::")[0]) for name in self.entries]
@@ -112,11 +124,6 @@ class BenchmarkFile:
                     "measure all benchmarks of a file on one machine with one number of threads",
                 )
         return first
-
-
-def figures_of_benchmark(path: Path) -> FigureSet:
-    """The figures in a file that ``pytest --benchmark-json`` wrote; see :meth:`BenchmarkFile.figures`."""
-    return read_benchmark(path).figures()
 
 
 def read_benchmark(path: Path) -> BenchmarkFile:

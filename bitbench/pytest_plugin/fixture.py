@@ -47,6 +47,9 @@ class SideBySide:
         that side. Build there what the time may depend on: memory handed out always in the same order
         alone makes a layer differ from itself by 1-4 %.
 
+        Where the target's result lies decides the clock: a GPU's events, or the processor's. So work on
+        a GPU has to return what it made, by itself or among a few parts.
+
         ``check`` gets the target's result, in every launch before and after timing; it raises or
         returns something false where the result is wrong.
 

@@ -9,6 +9,7 @@ switched off or goes to a private folder.
 from __future__ import annotations
 
 import gc
+import os
 import random
 from collections.abc import Generator
 from pathlib import Path
@@ -28,7 +29,8 @@ SWITCHED_OFF: dict[str, Any] = {
     **dict.fromkeys(("benchmark_json", "benchmark_save", "benchmark_autosave"), None),
     **dict.fromkeys(("benchmark_compare", "benchmark_compare_fail"), None),
     **dict.fromkeys(("benchmark_cprofile", "benchmark_histogram"), None),
-    **dict.fromkeys(("xmlpath", "log_file"), None),
+    "xmlpath": None,
+    "log_file": os.devnull,  # None would mean the one that the configuration names
     **dict.fromkeys(("lf", "failedfirst", "newfirst", "stepwise", "stepwise_skip", "pyargs"), False),
     **dict.fromkeys(("usepdb", "trace"), False),
     "maxfail": 0,

@@ -29,8 +29,8 @@ class Launched(_Record):
     """Calls of the target in each timed block."""
     baseline_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Time of one call of the baseline, its blocks taken in turns with the target's."""
-    first: str = "target"
-    """The side that was built first."""
+    first: str = ""
+    """The side that was built first; empty where that is not known."""
     beside: list[str] = Field(default_factory=list)
     """Other processes at work when the launch began; names only."""
     notes: list[str] = Field(default_factory=list)

@@ -43,14 +43,14 @@ class Launches:
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Run the launches, before any test. Not within a test: the first one would be charged with
         the time of all, and a limit on a test's time would end it."""
+        items = [item for item in session.items if FIXTURE in getattr(item, "fixturenames", ())]
+        if not items:  # a session without our fixture is none of our business
+            return
         option = self._config.option
         stopped = session.testsfailed and not option.continue_on_collection_errors
         if stopped or option.collectonly or option.setuponly or option.setupplan:
             return
         if options.refused_by_benchmark(self._config):
-            return
-        items = [item for item in session.items if FIXTURE in getattr(item, "fixturenames", ())]
-        if not items:
             return
         try:
             with tempfile.TemporaryDirectory(prefix="bitbench-launches-") as folder, self._device():

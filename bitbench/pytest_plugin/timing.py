@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bitbench.analysis.statistics import launch_latency
@@ -18,6 +19,9 @@ from bitbench.measure.warmup import settle
 from bitbench.pytest_plugin.pair import BASELINE, TARGET, Pair
 from bitbench.pytest_plugin.records import Launched, Measured, measured
 from bitbench.store.figures import machine_of
+
+PARTS = 16
+"""Parts of a result that are looked at: what an operator returns has a few, a list of numbers has many."""
 
 
 class _Subject:
@@ -82,10 +86,21 @@ def time_pair(
 
 
 def device_of(result: Any) -> str:
-    """``cuda`` where the result lies on such a device, as torch's and other libraries' arrays say."""
-    device = getattr(result, "device", None)
+    """``cuda`` where the result, or one of its items, values or attributes, lies on such a device, as
+    torch's and other libraries' arrays say."""
+    if isinstance(result, Mapping):
+        parts: Iterable[Any] = result.values()
+    elif isinstance(result, (tuple, list)):
+        parts = result
+    else:
+        parts = getattr(result, "__dict__", {}).values()
+    return "cuda" if any(_on_cuda(part) for part in (result, *itertools.islice(parts, PARTS))) else "cpu"
+
+
+def _on_cuda(array: Any) -> bool:
+    device = getattr(array, "device", None)
     kind = getattr(device, "type", None) or str(device).partition(":")[0].lower()
-    return "cuda" if kind == "cuda" else "cpu"
+    return bool(kind == "cuda")
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitbench.analysis.statistics import DISPLAY_CONFIDENCE, MIN_REPLICATES
 from bitbench.analysis.summary import MISSING, CaseSummary, Summary
 from bitbench.analysis.verdicts import JUDGE_CONFIDENCE, MINIMUM_EFFECT
+from bitbench.execute.stages import sentence
 from bitbench.report.numbers import percent, quantity, shape_text, with_interval
 from bitbench.report.tables import Cell, Column, Section, Table, name_cell
 from bitbench.store.metrics import METRICS
+from bitbench.store.schema import RunEnd
+from bitbench.suite.expand import counted
 
 _HEADLINES = ("time.latency", "quality.perplexity", "training.bits_per_byte", "memory.weight_ratio")
 
@@ -132,7 +136,24 @@ def environment(summary: Summary) -> Section:
         filterable=True,
         html_only=True,
     )
-    return Section("environment", "Environment", [machine(summary)], [table], folded=True)
+    prose = [machine(summary), *time_spent(summary.run.ends)]
+    return Section("environment", "Environment", prose, [table], folded=True)
+
+
+def time_spent(ends: Sequence[RunEnd]) -> list[str]:
+    """Where the time went, a line for each time the run came to its end, and what ended it where a
+    budget did."""
+    told = []
+    for end in ends:
+        stops = Counter(end.stops.values())
+        more = ""
+        if stops["width"] or stops["budget"]:
+            more = (
+                f" Further launches ended with narrow intervals at {counted(stops['width'], 'point')}, "
+                f"with the budget at {stops['budget']}."
+            )
+        told.append(f"Time spent: {sentence(end.wall_s, end.stages_s)}.{more}")
+    return told
 
 
 def machine(summary: Summary) -> str:

@@ -32,12 +32,12 @@ def page(
     launches: int,
     source: str,
     machine: Mapping[str, object],
-    labels: Mapping[str, str],
 ) -> str:
     """Everything about ``found``, one :class:`Rates` a way of drawing, from a pool of ``launches``."""
     rows = []
     for rates in found:
         rows.append(["A/A: gate calls something slower", rates.draw, _rate(rates.false_alarms)])
+        rows.append(["A/A: a control moves, no time decides", rates.draw, _rate(rates.contaminated)])
         rows.append(["A/A: gate cannot prove itself", rates.draw, _rate(rates.unproven)])
         rows.append(["A/A: gate needs its second round", rates.draw, _rate(rates.confirmed)])
         for slowdown, rate in rates.alone.items():
@@ -50,7 +50,7 @@ def page(
     header = ["case", "admitted", *(f"+{100 * s:g} % alone" for s in first.alone_by_case)]
     cases = [
         [
-            labels.get(case, case),
+            case,
             _percent(first.admitted[case].share),
             *(_rate(by_case[case]) for by_case in first.alone_by_case.values()),
         ]
@@ -60,6 +60,8 @@ def page(
     return "\n".join(
         [
             "# How often the gate errs",
+            "",
+            f"{sentence(first, launches)}.",
             "",
             f"{launches} stored launches of `{source}`, resampled into {first.gates} gates of "
             f"{first.launches} launches a round, each with a calibration of its own. *consecutive*: rounds "
@@ -79,9 +81,20 @@ def page(
 
 
 def _rate(rate: Rate) -> str:
+    if not rate.trials:
+        return "never tried"
     low, high = wilson(rate)
     return f"{_percent(rate.share)} ({_percent(low)} to {_percent(high)}; {rate.hits} of {rate.trials})"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def sentence(found: Rates, launches: int) -> str:
+    """The rates in one line, as the README quotes them."""
+    seen = ", ".join(f"+{100 * s:g} % in {_percent(rate.share)} of them" for s, rate in found.alone.items())
+    return (
+        f"{launches} stored launches resampled into {found.gates:,} gates: {_percent(found.false_alarms.share)} "
+        f"of them called something slower where nothing was, and a slowdown of one case was found: {seen}"
+    )

@@ -1,8 +1,8 @@
 """What a machine was found to be able to see, kept beside other caches. No statistics here.
 
 A calibration is of one suite on one machine: it is found by the hash of what its numbers depend on,
-so that it expires by itself where processor, device, threads, torch or driver change. Of a changed
-suite, cases that it does not know make it expire.
+so that it expires by itself where processor, device, threads, torch or driver change. Cases of the
+suite that it does not know make it expire, and so does other code where one of its cases failed.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Calibration(BaseModel):
     machine: dict[str, Any]
     """What times depend on: see :func:`bitbench.store.figures.machine_of`."""
     launches: int
+    code: str = ""
+    """Digest of the sources that were measured."""
     bias: float = 0.0
     """Standard deviation, over cases, of what the two sides differ by without cause."""
     autocorrelation: float | None = None
@@ -122,11 +124,17 @@ def load_calibration(path: Path) -> Calibration:
 
 
 def expired(
-    calibration: Calibration, machine: Mapping[str, Any], launches: int, cases: Collection[str]
+    calibration: Calibration,
+    machine: Mapping[str, Any],
+    launches: int,
+    cases: Collection[str],
+    code: str = "",
 ) -> list[str]:
     """Why a calibration does not hold here and now, a reason an item; empty where it does.
 
-    ``cases`` are the ids of the timed cases at hand: each must be among the calibrated ones.
+    ``cases`` are the ids of the timed cases at hand: each must be among the calibrated ones. ``code`` is
+    the digest of the sources that would be measured now: a case that failed in a launch says nothing
+    about other code, which may well be able to do it.
     """
     reasons = [
         f"{name}: {_said(calibration.machine.get(name))} then, {_said(machine.get(name))} now"
@@ -140,6 +148,12 @@ def expired(
         reasons.append(
             f"the suite has changed: {unknown} of its {len(cases)} timed cases were not calibrated"
         )
+    failed = [calibration.cases[c] for c in cases if c in calibration.cases]
+    failed = [found for found in failed if found.launches < calibration.launches]
+    if failed and code != calibration.code:
+        reasons.append(
+            f"the code has changed: {len(failed)} of {len(cases)} timed cases failed in what was calibrated"
+        )
     return reasons
 
 
@@ -149,15 +163,17 @@ def find_calibration(
     launches: int,
     cases: Collection[str],
     file: Path | None = None,
+    *,
+    code: str = "",
 ) -> tuple[Calibration | None, str]:
     """The calibration that holds here, or None and why there is none, in one line.
 
-    ``file`` is where it lies if not in the cache.
+    ``file`` is where it lies if not in the cache, ``code`` the digest of what would be calibrated now.
     """
     path = file or calibration_path(suite, machine, launches)
     if path.exists():
         found = load_calibration(path)
-        reasons = expired(found, machine, launches, cases)
+        reasons = expired(found, machine, launches, cases, code)
         if not reasons:
             return found, ""
         return None, f"the calibration in {path} has expired ({'; '.join(reasons)})"
@@ -166,7 +182,7 @@ def find_calibration(
     older = _newest(suite)
     if older is None:
         return None, f"suite {suite!r} was never calibrated on this machine"
-    reasons = expired(older, machine, launches, cases)
+    reasons = expired(older, machine, launches, cases, code)
     return None, f"the last calibration of suite {suite!r} has expired ({'; '.join(reasons)})"
 
 

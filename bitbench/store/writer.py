@@ -58,7 +58,7 @@ def new_run_dir(results_dir: Path, suite: str, now: datetime | None = None) -> P
         ) from error
 
 
-def check_writable(directory: Path, option: str) -> None:
+def check_writable(directory: Path, option: str, value: str = "DIR") -> None:
     """Whether ``directory`` could be made and written, without making it.
 
     Raises :class:`UserError`, naming ``option`` as the remedy.
@@ -68,8 +68,18 @@ def check_writable(directory: Path, option: str) -> None:
         return
     why = "is not writable" if existing.is_dir() else "is a file"
     raise UserError(
-        f"cannot write to {directory}: {existing} {why}", f"give a writable one with {option} DIR"
+        f"cannot write to {directory}: {existing} {why}", f"give a writable one with {option} {value}"
     )
+
+
+def check_file(path: Path, option: str) -> None:
+    """Whether :func:`write_file` could write ``path``, without writing it.
+
+    Raises :class:`UserError`, naming ``option`` as the remedy.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", f"name a file with {option} FILE")
+    check_writable(path.parent, option, "FILE")
 
 
 def utc_now() -> str:
@@ -220,6 +230,15 @@ def repair(path: Path) -> int:
             file.flush()
             os.fsync(file.fileno())
     return len(data) - keep
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as a whole, its folder made where there is none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _disk_error(path.parent, error) from error
+    write_atomically(path, text)
 
 
 def write_atomically(path: Path, text: str) -> None:

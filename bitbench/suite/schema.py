@@ -170,7 +170,7 @@ class Suite(BaseModel):
     """Fresh processes per timed point: what an interval over time is taken over."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     threads: int | None = Field(default=None, ge=1, le=4096)
-    """Threads a worker may use; None means all cores."""
+    """Threads a worker may use; None means the physical cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to measure; auto means the GPU where there is one."""
     cites: list[str] = []

@@ -62,7 +62,10 @@ class GitHub:
 
         The event lists no pull requests for forks; branch and commit it always names.
         """
-        head = f"{run['head_repository']['owner']['login']}:{run['head_branch']}"
+        fork = run["head_repository"]
+        if fork is None:  # deleted since
+            return None
+        head = f"{fork['owner']['login']}:{run['head_branch']}"
         query = urllib.parse.urlencode({"state": "open", "head": head, "per_page": PER_PAGE})
         for pull in self._call("GET", f"/pulls?{query}"):
             if pull["head"]["sha"] == run["head_sha"]:

@@ -14,6 +14,7 @@ from bitbench.analysis.comparison import Compared, Comparison, Kind
 from bitbench.analysis.gate import GateResult, Outcome, Role
 from bitbench.analysis.gate_rules import (
     MIN_LAUNCHES,
+    SAME_AT_LEAST,
     SAME_WITHIN,
     barred,
     judge_paired,
@@ -198,6 +199,23 @@ def test_nothing_measured_is_broken() -> None:
     assert judged().exit_code() is Exit.TOOL
 
 
+def test_cases_that_neither_side_could_measure_are_nothing_measured() -> None:
+    found = judged(timed("a", Word.NOT_COMPARABLE), timed("b", Word.NOT_COMPARABLE))
+    assert (found.outcome, found.exit_code()) == (Outcome.BROKEN, Exit.TOOL)
+    assert found.reason == "nothing was measured that could be compared"
+    assert judged(timed("a", Word.NOT_COMPARABLE, moved="worse")).outcome is Outcome.FAILED
+
+
+def test_an_undecided_accuracy_leaves_the_question_open() -> None:
+    seeds = counted("a", kind="accuracy")
+    undecided = replace(
+        seeds, verdict=Verdict(Word.INCONCLUSIVE, "main", "the interval reaches across a bound")
+    )
+    found = judged(timed("a"), undecided)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.exit_code(strict=True) is Exit.INCONCLUSIVE
+
+
 def test_in_a_contaminated_session_times_decide_nothing_and_bytes_still_do() -> None:
     control = timed("linear", Word.SLOWER, control=True)
     told = "1 control moved"
@@ -271,7 +289,7 @@ def test_thresholds_are_each_case_s_own() -> None:
     cases = dict(found.cases)
     for layer, changes in {
         "b": {"floor": 0.03},
-        "linear": {"equivalence": 0.02},
+        "linear": {"equivalence": 0.04},
         "null": {"equivalence": 0.002},
         "loud": {"equivalence": 0.3},
     }.items():
@@ -285,8 +303,8 @@ def test_thresholds_are_each_case_s_own() -> None:
     assert effects == {
         ids["a"]: 0.01,
         ids["b"]: 0.03,
-        ids["linear"]: 0.02,
-        ids["null"]: 0.01,
+        ids["linear"]: 0.04,
+        ids["null"]: SAME_AT_LEAST,
         ids["loud"]: SAME_WITHIN,
     }
     assert minimum_effects(None, [ids["a"]], []) == {}
@@ -344,6 +362,24 @@ def test_bytes_fail_on_any_machine() -> None:
     shrunk = stored({"b": grown}, {"b": BYTES})
     assert shrunk.outcome is Outcome.PASSED
     assert shrunk.rows[0].compared.moved == "better"
+
+
+def test_a_ratio_that_is_missing_fails_on_the_same_machine_and_is_shown_on_another() -> None:
+    before = {"a": ratio(0.5), "b": BYTES}
+    figures = {
+        label: {"time.speedup" if f.kind == "time" else "memory.layer_bytes": f}
+        for label, f in before.items()
+    }
+    planned = {label: case(label) for label in figures}
+    accepted = FigureSet(source="s", figures=figures)
+    head = FigureSet(source="s", figures={"b": figures["b"]})
+    held = hold(head, accepted, cases=planned, lost={"a": "crash: SIGSEGV"})
+    comparison = Comparison("baseline", "run", False)
+    here = judge_stored(comparison, held, unlike="", threads=1)
+    assert here.outcome is Outcome.FAILED
+    there = judge_stored(comparison, held, unlike="another machine", threads=1)
+    assert there.outcome is Outcome.PASSED
+    assert [(row.role, row.why) for row in there.rows] == [(Role.SHOWN, "another machine"), (Role.GATING, "")]
 
 
 def test_only_foreign_ratios_leave_everything_open_and_no_figure_at_all_is_broken() -> None:

@@ -138,6 +138,33 @@ def test_what_was_to_be_measured_and_is_missing_is_worse_and_says_why() -> None:
     assert silent.verdict.reason == "memory.layer_bytes was not measured"
 
 
+def test_a_time_that_is_not_to_be_believed_says_nothing_of_the_code() -> None:
+    nothing, why = FigureSet(source="s"), {LABEL: "invalid: above the roofline"}
+    planned = {LABEL: case_of(LABEL)}
+    (time,) = hold(nothing, of("time.speedup", ratio(0.5)), cases=planned, lost=why).results
+    assert (time.verdict.reason, time.moved) == (why[LABEL], "")
+    (size,) = hold(nothing, of("memory.layer_bytes", exact(1)), cases=planned, lost=why).results
+    assert size.moved == "worse"
+
+
+@pytest.mark.parametrize("after", [math.nan, math.inf])
+def test_an_accuracy_that_is_no_number_any_more_is_worse(after: float) -> None:
+    before = Figure(kind="accuracy", value=1.9, tolerance=0.02)
+    broken = before.model_copy(update={"value": after})
+    (lost,) = hold(
+        of("training.bits_per_byte", broken), of("training.bits_per_byte", before), cases={}
+    ).results
+    assert (lost.verdict.word, lost.moved) == (Word.MOVED, "worse")
+    (mended,) = hold(
+        of("training.bits_per_byte", before), of("training.bits_per_byte", broken), cases={}
+    ).results
+    assert mended.moved == "better"
+    (as_bad,) = hold(
+        of("training.bits_per_byte", broken), of("training.bits_per_byte", broken), cases={}
+    ).results
+    assert as_bad.moved == ""
+
+
 def test_what_was_not_to_be_measured_is_only_named() -> None:
     accepted = of("memory.layer_bytes", exact(1))
     found = hold(of("memory.layer_bytes", exact(1), "new"), accepted, cases={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_change_that_lasts_only_while_the_gate_runs_is_a_false_alarm() -> None
     """Were the gate's own launches not what is judged, a pool with a bad hour would look clean."""
     pool = pool_of(0.005)
     worse = [x - 0.05 if 60 <= i < 100 else x for i, x in enumerate(pool.null[CASES[0]])]
-    changed = Pool({**pool.null, CASES[0]: worse}, pool.slowed, pool.like, pool.proof_null, pool.proof_slower)
+    changed = replace(pool, null={**pool.null, CASES[0]: worse})
     rates = resample(changed, gates=200, draw="consecutive")
     assert rates.false_alarms.hits > 0
     assert resample(pool, gates=200, draw="consecutive").false_alarms.hits == 0
@@ -69,3 +70,20 @@ def test_a_small_pool_is_refused() -> None:
 
 def test_a_rate_of_nothing_is_zero() -> None:
     assert Rate(0, 0).share == 0.0
+
+
+def test_a_control_that_moves_silences_the_gate_and_is_counted() -> None:
+    """A slowdown that a real gate would not dare to tell must not count as found."""
+    pool = pool_of(0.005)
+    rng = random.Random(2)
+    calm = [rng.gauss(0, 0.005) for _ in range(pool.launches)]
+    like = {**pool.like, "control": "like"}
+    beside = replace(pool, controls={"control": calm}, like=like)
+    shaken = replace(beside, controls={"control": [x - 0.08 * (i >= 60) for i, x in enumerate(calm)]})
+    quiet = resample(beside, gates=60, draw="consecutive")
+    assert quiet.contaminated.hits == 0
+    assert quiet.alone[0.10].share == 1.0
+    found = resample(shaken, gates=60, draw="consecutive")
+    assert 0 < found.contaminated.hits < 60
+    assert found.false_alarms.hits == 0
+    assert found.alone[0.10].hits <= found.alone[0.10].trials - found.contaminated.hits

@@ -49,8 +49,14 @@ class Lab:
     null_bias: float = 0.0
     blind: bool = False
     """The slowdown that the proof puts in has no effect."""
+    inert: bool = False
+    """Nothing that is put in has any."""
     dies: str = ""
     """Layer whose worker dies on the head side."""
+    lacks: str = ""
+    """Layer that the base does not know; a calibration is of the base alone."""
+    digest: str = ""
+    """Of the sources."""
     bytes: dict[str, float] = field(default_factory=dict)
     """Bytes of a layer on the head side."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +76,7 @@ class Lab:
 
     def prepare_side(self, side: Side, ref: str | None, **_: Any) -> SideCode:
         label = ref or "working tree"
-        code = CodeIdentity(bitbench="0", impl="0", commit="1a2b3c4d", label=label)
+        code = CodeIdentity(bitbench="0", impl="0", commit="1a2b3c4d", label=label, digest=self.digest)
         return SideCode(side, label, str(self.folder / label), ["impl"], code)
 
     def execute_paired(
@@ -109,6 +115,9 @@ class Lab:
 
     def _record(self, case: Case, launch: int, side: Any, purpose: str, slow: dict[str, float]) -> Record:
         head = side == "head" and purpose != "calibrate"
+        if case.layer == self.lacks and (side == "base" or purpose == "calibrate"):
+            told = "TypeError: unknown option"
+            return Record(case=case.id, launch=launch, side=side, status=Status.ERROR, reason=told)
         if head and case.layer == self.dies:
             return Record(case=case.id, launch=launch, side=side, status=Status.CRASH, reason="SIGSEGV")
         if case.phase == "once":
@@ -117,7 +126,8 @@ class Lab:
             return Record(case=case.id, launch=launch, side=side, status=Status.OK, metrics=metrics)
         rng = random.Random(f"{case.id} {launch} {side}")
         seconds = 1e-4 * math.exp(rng.gauss(0, self.spread.get(case.layer, 0.003) / math.sqrt(2)))
-        if side == "head" and not (self.blind and case.workload == "self_proof"):
+        blind = self.inert or (self.blind and case.workload == "self_proof")
+        if side == "head" and not blind:
             seconds *= 1 + slow.get(case.layer, 0.0)
         if head:
             seconds *= 1 + self.slower.get(case.layer, 0.0)

@@ -277,3 +277,89 @@ def test_a_file_of_pytest_benchmark_has_its_own_baseline(
     Path("cut.json").write_text(Path("b.json").read_text()[:100])
     assert main(["gate", "cut.json"]) == Exit.USAGE
     assert "is not whole JSON" in capsys.readouterr().err
+
+
+def test_benchmarks_of_others_are_shown_or_nothing_is_judged(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitbench.pytest_plugin.exchange import export_run
+
+    Path("tests/benchmarks").mkdir(parents=True)
+    foreign = {"fullname": "test_sort.py::test_sort", "stats": {"mean": 2e-3, "rounds": 20}}
+    Path("foreign.json").write_text(json.dumps({"benchmarks": [foreign]}))
+    for command in (["gate", "foreign.json"], ["baseline", "accept", "foreign.json", "--why", "w"]):
+        assert main(command) == Exit.TOOL
+        assert "foreign.json holds nothing that can be judged" in capsys.readouterr().err
+
+    export_run(run, Path("b.json"))
+    data = json.loads(Path("b.json").read_text())
+    Path("b.json").write_text(json.dumps({**data, "benchmarks": [*data["benchmarks"], foreign]}))
+    assert accept("b.json", "--why", "w", "--who", "A") == Exit.OK
+    capsys.readouterr()
+    assert main(["gate", "b.json"]) == Exit.OK
+    assert "test_sort.py::test_sort: 2.00 ms in one process" in capsys.readouterr().out
+
+
+def test_a_baseline_of_other_cases_leaves_nothing_to_judge(run: Path) -> None:
+    accepted(run)
+    path = Path("suites/llm.baseline.json")
+    path.write_text(path.read_text().replace("2048x2048", "9x9").replace("4096x4096", "8x9"))
+    path.write_text(path.read_text().replace("8192x2048", "7x9").replace("smollm2-135m", "another"))
+    code, found = judged(run)
+    assert code == Exit.TOOL
+    assert (found["outcome"], found["reason"]) == ("broken", "nothing was measured that could be compared")
+    assert any("of the baseline were not measured" in text for text in found["warnings"])
+
+
+def test_a_time_that_fails_on_another_machine_blames_no_code(run: Path) -> None:
+    accepted(run)
+    cases = load_run(run).cases
+    ids = {c.id for c in cases if (c.workload, c.phase, c.layer) == ("linear", "timed", "ternary")}
+
+    def crash(record: Record) -> Record:
+        if record.case not in ids:
+            return record
+        return Record(case=record.case, launch=record.launch, status=Status.OOM, reason="no memory")
+
+    rewrite(run, crash)
+    assert judged(run)[0] == Exit.FAILED
+    rewrite_info(run, threads=2)
+    code, found = judged(run)
+    assert code == Exit.OK
+    missing = [row for row in found["rows"] if row["word"] == "not comparable"]
+    assert {row["role"] for row in missing if row["metric"] == "time.speedup"} == {"shown"}
+    assert any("oom: no memory" in text for text in found["warnings"])
+
+
+@pytest.mark.parametrize("unknown", [{"model": ""}, {}])
+def test_times_of_a_machine_that_nobody_knows_are_only_shown(run: Path, unknown: dict[str, str]) -> None:
+    """Two such machines look alike without being so."""
+    environment = load_run(run).info.environment
+    rewrite_info(run, environment={**environment, "cpu": unknown})
+    accepted(run)
+    rewrite(run, slowed(1.2, "ternary", run))
+    code, found = judged(run)
+    assert code == Exit.OK
+    assert any("it is not known on which machine" in text for text in found["warnings"])
+
+
+def test_what_is_wrong_with_a_run_is_told_beside_its_verdict(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (run / SAMPLES_FILE).open("a") as file:
+        file.write('{"case": "x", "lau')
+    accepted(run)
+    assert "the last line was half written" in capsys.readouterr().out
+    rewrite_info(run, quick=True)
+    code, found = judged(run)
+    assert code == Exit.OK
+    assert found["warnings"][0].endswith("the last line was half written and is left out (18 bytes)")
+    assert "it is a quick run, which measures a small part" in found["warnings"]
+
+
+def test_a_long_list_of_objections_is_counted(run: Path) -> None:
+    accepted(run)
+    rewrite(run, lambda r: None if r.launch == LAUNCHES - 1 and r.samples_ns else r)
+    warnings = judged(run)[1]["warnings"]
+    assert sum("has 9 of 10 launches" in text for text in warnings) == 5
+    assert any(text.endswith("more that a baseline would not be made of") for text in warnings)

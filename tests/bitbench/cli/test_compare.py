@@ -65,6 +65,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--base", "main", "suite.yaml", "--only", "nothing"], "no case matches"),
         (["--base", "main", "suite.yaml", "--threads", "4000"], "4000 threads are more"),
         (["one", "two", "--json", "suite.yaml/x.json"], "give a writable one with --json"),
+        (["one", "two", "--markdown", "tool"], "tool is a folder"),
     ],
 )
 def test_misuse_is_told_in_one_message(
@@ -101,6 +102,20 @@ def _result(word: Word, **more: Any) -> Compared:
 )
 def test_exit_codes(results: list[Compared], code: Exit) -> None:
     assert exit_code(Comparison("a", "b", True, results=tuple(results))) is code
+
+
+@pytest.mark.parametrize(
+    ("worse", "code"),
+    [
+        (_result(Word.SLOWER), Exit.OK),
+        (_result(Word.MOVED, moved="worse"), Exit.FAILED),
+        (_result(Word.NOT_COMPARABLE, moved="worse"), Exit.FAILED),
+    ],
+)
+def test_where_a_control_moved_no_slower_time_counts_and_the_rest_does(worse: Compared, code: Exit) -> None:
+    control = _result(Word.SLOWER, control=True)
+    found = Comparison("a", "b", True, results=(control, worse), contaminated="1 control moved")
+    assert exit_code(found) is code
 
 
 def test_an_unknown_version_leaves_nothing_behind(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

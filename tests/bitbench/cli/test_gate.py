@@ -1,4 +1,4 @@
-"""``bitbench gate`` and ``calibrate`` from the outside, on a machine whose truth is known."""
+"""``bitbench gate`` from the outside, on a machine whose truth is known."""
 
 from __future__ import annotations
 
@@ -312,46 +312,69 @@ def test_wrong_usage_is_told_with_2(
     assert lab.rounds == []
 
 
-# --- calibrate ----------------------------------------------------------------------------------
+def test_a_case_that_the_base_does_not_know_is_shown_and_fails_nothing(lab: Any) -> None:
+    lab.lacks = "ternary"
+    code, found = data(lab, "--strict")
+    assert code == Exit.OK
+    lacking = [row for row in found["rows"] if row["label"].endswith("/ternary")]
+    assert {(row["role"], row["word"]) for row in lacking} == {("shown", "not comparable")}
+    assert all("base is error: TypeError: unknown option" in row["why"] for row in lacking)
+    gating = {row["label"].rpartition("/")[2] for row in found["rows"] if row["role"] == "gating"}
+    assert "binary" in gating
 
 
-def test_calibrate_tells_quiet_from_noisy(lab: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    lab.spread["binary"] = 0.1
-    assert main(["calibrate", str(lab.suite()), "--calibration", "c/mine.json"]) == Exit.OK
-    out = " ".join(capsys.readouterr().out.split())
-    assert "3 of 4 cases are quiet enough" in out
-    assert "kept in c/mine.json; it expires with" in out
-    stored = json.loads(Path("c/mine.json").read_text())
-    admitted = {case["label"].rpartition("/")[2]: case["admitted"] for case in stored["cases"].values()}
-    assert admitted == {"linear": True, "binary": False, "ternary": True, "self-proof-null": True}
-    assert stored["machine"]["torch"] == "2.13.0"
-    assert gate(lab, "--calibration", "c/mine.json") == Exit.OK
+def test_what_the_base_learned_is_calibrated_anew(lab: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else a case that was new once would never gate on this machine."""
+    lab.lacks, lab.digest = "ternary", "before"
+    assert gate(lab) == Exit.OK
+    assert gate(lab) == Exit.OK
     assert [r["purpose"] for r in lab.rounds].count("calibrate") == 1
+    lab.lacks, lab.digest = "", "after"
+    lab.slower["ternary"] = 0.1
+    capsys.readouterr()
+    assert gate(lab) == Exit.FAILED
+    told = "has expired (the code has changed: 1 of 4 timed cases failed in what was calibrated)"
+    assert told in capsys.readouterr().out
+    lab.digest = "later"
+    assert gate(lab) == Exit.FAILED
+    assert [r["purpose"] for r in lab.rounds].count("calibrate") == 2
 
 
-def test_calibrate_measures_one_version_against_itself(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bitbench.execute.paired as paired
-
-    seen = []
-    measure = paired.execute_paired
-
-    def watched(plan: Any, run_dir: Any, sides: Any, **options: Any) -> Any:
-        seen.append(sides)
-        return measure(plan, run_dir, sides, **options)
-
-    monkeypatch.setattr(paired, "execute_paired", watched)
-    main(["calibrate", str(lab.suite()), "--ref", "v1"])
-    ((base, head),) = seen
-    assert (base.side, head.side) == ("base", "head")
-    assert base.root == head.root
-    assert base.label == "v1"
+def test_where_neither_side_can_be_measured_the_question_stays_open(lab: Any) -> None:
+    lab.lacks = lab.dies = "ternary"
+    code, found = data(lab, "--only", "memory/ternary", "--only", "hot/ternary")
+    assert code == Exit.OK
+    assert found["outcome"] == "inconclusive"
+    assert found["reason"].startswith("nothing gates: ")
 
 
-def test_a_suite_that_times_nothing_cannot_be_calibrated(
-    lab: Any, capsys: pytest.CaptureFixture[str]
+def test_a_reader_who_leaves_does_not_cost_the_files(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(*_: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("bitbench.report.compared.show_gate", left)
+    monkeypatch.setattr("bitbench.cli.os.dup2", lambda *_: None)
+    assert gate(lab, "--json", "gate.json") == Exit.TOOL
+    assert json.loads(Path("gate.json").read_text())["exit_code"] == Exit.OK
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown"])
+def test_a_folder_in_place_of_a_file_is_told_before_anything_is_measured(
+    lab: Any, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["calibrate", str(lab.suite()), "--only", "memory"]) == Exit.USAGE
-    assert "times nothing that matches memory" in capsys.readouterr().err
+    Path("out").mkdir()
+    assert gate(lab, option, "out") == Exit.USAGE
+    assert f"out is a folder\n  name a file with {option} FILE" in capsys.readouterr().err
+    assert lab.rounds == []
+
+
+def test_launches_of_single_entries_are_all_made_alike(lab: Any) -> None:
+    """A second round is told from the first by the number of the launch."""
+    text = lab.suite().read_text().replace("cache: [hot]}", "cache: [hot], launches: 12}")
+    (lab.folder / "long.yaml").write_text(text)
+    lab.slower["ternary"] = 0.1
+    assert main(["gate", str(lab.folder / "long.yaml"), "--base", "main"]) == Exit.FAILED
+    assert lab.rounds[-1]["launches"] == range(12, 24)
 
 
 def test_neither_command_imports_torch() -> None:

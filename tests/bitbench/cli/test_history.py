@@ -170,6 +170,25 @@ def test_no_runs_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "no run under" in capsys.readouterr().err
 
 
+def test_a_figure_that_is_not_finite_is_left_out(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = write_run(results, 11, size=math.inf)
+    write_run(results, 12, size=101.0)
+    found = data(capsys, "--results", str(results), "--metric", "memory.layer_bytes")
+    ((case,),) = (machine["cases"] for machine in found["machines"])
+    runs = [point["run"] for point in case["points"]]
+    assert broken.name not in runs
+    assert len(runs) == 11
+
+
+def test_a_half_written_last_line_is_told(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (results / f"{SUITE}-10" / "samples.jsonl").open("a") as file:
+        file.write("{")
+    assert (
+        "h-10/samples.jsonl: the last line was half written"
+        in data(capsys, "--results", str(results))["notes"][0]
+    )
+
+
 def test_courses_are_drawn_from_least_to_most() -> None:
     assert course([1.0, 2.0, 1.5]) == "▁█▅"
     assert course([3.0, 3.0]) == "▅▅"

@@ -16,6 +16,7 @@ import pytest
 
 from bitbench.errors import ToolError
 from bitbench.execute import paired
+from bitbench.execute.losses import DEATHS
 from bitbench.execute.lots import Lots
 from bitbench.execute.paired import execute_paired
 from bitbench.execute.partner import Partner
@@ -62,6 +63,17 @@ def do(what, layer):
         time.sleep(3600)
     if deed == "raise":
         raise ValueError(f"{{layer}} raises")
+    if deed == "raise, then abort":
+        Bomb()
+        raise ValueError(f"{{layer}} raises")
+
+
+class Bomb:  # goes off when it is collected
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        os.abort()
 
 
 def build(layer):
@@ -362,12 +374,12 @@ def test_a_case_that_kills_again_is_given_up_and_the_other_side_measured_alone(c
     sink = Notes()
     run = compare(make_plan("good", "dies", launches=4), head={("call", "dies"): "kill"}, sink=sink)
     assert_complete(run)
-    assert len(sink.notes) == paired.DEATHS
+    assert len(sink.notes) == DEATHS
     for launch in range(4):
         found = outcomes(run, launch)
         assert found["base", "good"] is found["head", "good"] is Status.OK
         assert found["head", "dies"] is Status.CRASH
-        assert found["base", "dies"] is (Status.ERROR if launch < paired.DEATHS else Status.OK)
+        assert found["base", "dies"] is (Status.ERROR if launch < DEATHS else Status.OK)
     last = [r for r in run.records if r.launch == 3 and r.status is Status.CRASH]
     assert last[0].reason.startswith("not tried after 2 losses: the worker died of SIGKILL")
 
@@ -388,6 +400,21 @@ def test_a_hang_is_ended_and_not_waited_for_again(compare: Any, log: Path) -> No
     assert "3 s" in next(r.reason for r in run.records if r.status is Status.TIMEOUT)
     assert len(sink.notes) == 1
     assert_all_ended(log)
+
+
+def test_a_process_that_dies_after_its_last_record_ends_no_run_in_a_circle(compare: Any) -> None:
+    """All layers of the point have failed on this side, and cleaning up after them kills it."""
+    run = compare(make_plan("a", launches=3), head={("build", "a"): "raise, then abort"})
+    assert_complete(run)
+    for launch in range(3):
+        found = outcomes(run, launch)
+        assert found["head", "a"] in (Status.ERROR, Status.CRASH)
+        assert found["base", "a"] is (Status.ERROR if launch < DEATHS else Status.OK)
+
+
+def test_the_time_of_what_is_measured_once_is_told_by_stage(compare: Any) -> None:
+    (end,) = compare(make_plan("a", timed=0, exact=1)).ends
+    assert {"start", "open", "measure"} <= set(end.stages_s)
 
 
 def test_a_library_that_kills_when_imported_costs_its_side_only(compare: Any) -> None:

@@ -14,6 +14,7 @@ from bitbench.errors import ToolError, UserError
 from bitbench.execute import identity
 from bitbench.execute.identity import changed_code, check_same_suite
 from bitbench.execute.runner import Machine
+from bitbench.execute.stopping import Allowance
 from bitbench.measure.lock import device_lock
 from bitbench.store import earlier, writer
 from bitbench.store.reader import RunData, load_run
@@ -52,6 +53,19 @@ def test_only_what_failed_is_measured_again(
     assert built == {"bad": 2, "refuses": 2}
     after = {(r.case, r.launch): r.samples_ns for r in again.records}
     assert {pair: after[pair] for pair in good} == good
+
+
+def test_a_launch_that_a_budget_added_is_measured_again_too(
+    plan_of: Any, run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sink: Any
+) -> None:
+    plan = plan_of({"good": {}, "bad": {"does": "broken"}}, launches=3)
+    monkeypatch.setattr(sink, "note", lambda message: monkeypatch.setenv("FAKE_BROKEN", "1"))
+    wide = Allowance(seconds=300, width=50.0)  # three launches reach it, a fourth confirms it
+    run = run_of(plan, tmp_path / "run", sink=sink, allowance=wide)
+    assert by_layer(run)["bad"] == [Status.OK] * 3 + [Status.ERROR]
+    monkeypatch.delenv("FAKE_BROKEN")
+    again = run_of(plan, tmp_path / "run", resume=True, again=FAILED)
+    assert by_layer(again) == {"good": [Status.OK] * 4, "bad": [Status.OK] * 4}
 
 
 def test_resuming_alone_leaves_failures_as_they_are(plan_of: Any, run_of: Any, tmp_path: Path) -> None:

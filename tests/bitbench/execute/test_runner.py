@@ -116,6 +116,19 @@ def test_hang_is_killed_and_the_rest_goes_on(plan_of: Any, run_of: Any, tmp_path
     assert not any(_alive(pid) for pid in pids)
 
 
+def test_what_a_dead_worker_has_started_ends_with_it(
+    plan_of: Any, run_of: Any, tmp_path: Path, plugin: Path
+) -> None:
+    run = run_of(plan_of({"good": {}, "leaves": {"does": "orphan"}}), tmp_path / "run")
+    assert statuses(run) == {"good": Status.OK, "leaves": Status.CRASH}
+    words = (line.split() for line in plugin.read_text().splitlines())
+    (left,) = (int(rest[0]) for word, *rest in words if word == "orphan")
+    deadline = time.monotonic() + 30
+    while _alive(left):
+        assert time.monotonic() < deadline, "it still takes time from what is measured"
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("short", [True, False])
 def test_sigkill_is_oom_only_when_memory_was_short(
     plan_of: Any, run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: bool

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bitbench.errors import ToolError
+from bitbench.execute import steered
 from bitbench.execute.imports import SideFinder, import_from
-from bitbench.execute.jobs import Job
+from bitbench.execute.jobs import Job, Setting, timed_job
 from bitbench.execute.process import worker_environment
-from bitbench.execute.steered import IDLE_PATIENCE, come_to_rest
+from bitbench.execute.steered import IDLE_PATIENCE, Command, come_to_rest, obey
+from bitbench.measure.roofline import Peaks, Ruler
+from bitbench.store.schema import Record
 
 
 class Pool:
@@ -126,3 +131,42 @@ def test_no_side_takes_another_native_library(tmp_path: Path, monkeypatch: pytes
     assert own["BITIMPL_LIBRARY_PATH"] == str(native)
     assert "BITIMPL_BACKEND" not in own
     assert own["OMP_NUM_THREADS"] == "3"
+    # Where another package is compared, both sides use the one that is installed.
+    other = sided.model_copy(update={"side_packages": ["theirs"]})
+    assert worker_environment(other)["BITIMPL_LIBRARY_PATH"] == "/elsewhere"
+    assert "BITIMPL_BACKEND" not in worker_environment(other)
+
+
+class Told:
+    """Events, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def send(self, event: str, **fields: Any) -> None:
+        if event != "at":
+            self.events.append(event)
+
+    def record(self, record: Record) -> None:
+        self.events.append("record")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_its_pool_is_asleep_before_the_other_side_is_timed(
+    plan_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    plan = plan_of({"a": {}})
+    job = timed_job(plan, Setting("cpu", threads, str(tmp_path), {}), 0, {(plan.cases[0].id, 0)})
+    commands = [
+        Command(do="open", visit=job.visits[0]),
+        *[Command(do="time", layer="a", calls=1, blocks=1)] * 2,
+        Command(do="conclude", layer="a"),
+        Command(do="close"),
+    ]
+    lines = io.BytesIO(b"".join(command.model_dump_json().encode() + b"\n" for command in commands))
+    told: Any = Told()
+    monkeypatch.setattr(steered, "come_to_rest", lambda: told.events.append("rest"))
+    obey(job, lines, told, Ruler(Peaks(), Peaks))
+    rest = ["rest"] if threads > 1 else []
+    timed = [*rest, "timed"]
+    assert told.events == [*("ready", *rest, "opened", *timed, *timed, "record", "concluded", "closed")]

@@ -98,6 +98,7 @@ def test_what_cannot_be_read_is_not_held_against_it() -> None:
         (replace(IDLE, pids=(1001,)), Level.DEGRADED, "ollama"),
         (replace(IDLE, pids=(31337,)), Level.DEGRADED, ELSEWHERE),
         (GpuState(), Level.UNFIT, "does not answer"),
+        (replace(IDLE, memory_used=None), Level.FIT, "memory n/a"),
     ],
 )
 def test_use(state: GpuState, level: Level, word: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from bitbench.analysis.figures import figures_of_run
 from bitbench.cli import main
 from bitbench.errors import UserError
-from bitbench.pytest_plugin.exchange import benchmark_of_run, export_run, figures_of_benchmark, read_benchmark
+from bitbench.pytest_plugin.exchange import benchmark_of_run, export_run, read_benchmark
 from bitbench.pytest_plugin.records import KEY, Launched, measured
 from bitbench.store.reader import load_run
 
@@ -46,7 +46,8 @@ def file(tmp_path):
 class TestFigures:
     def test_ratios_and_counted_figures(self, file):
         exact = {"memory.codes_bytes": 5.0}
-        found = figures_of_benchmark(file(entry("test_one", exact=exact), entry("test_two", ratios=[None])))
+        entries = [entry("test_one", exact=exact), entry("test_two", ratios=[None])]
+        found = read_benchmark(file(*entries)).figures()
         assert (found.source, found.machine) == ("bench/deep", MACHINE)
         (label,) = found.figures  # nothing of the second can be judged
         assert label == "bench/deep/test_a.py::test_one"
@@ -61,7 +62,7 @@ class TestFigures:
         assert found.figures[label]["memory.codes_bytes"].kind == "exact"
 
     def test_one_launch_has_no_spread(self, file):
-        found = figures_of_benchmark(file(entry("test_one", ratios=[2.0])))
+        found = read_benchmark(file(entry("test_one", ratios=[2.0]))).figures()
         speedup = found.figures["bench/deep/test_a.py::test_one"]["time.speedup"]
         assert (speedup.launches, speedup.log_sd) == (1, None)
 
@@ -78,10 +79,19 @@ class TestFigures:
         assert read.figures().source == "."
         assert read.times()["bench/deep/test_a.py::test_one"].has_interval
 
+    def test_their_times_are_told(self, file):
+        assert read_benchmark(file(entry("test_one"))).unjudged() == []
+        (told,) = read_benchmark(file(FOREIGN, entry("test_one"))).unjudged()
+        assert told.startswith("tests/test_sort.py::test_sort: 2.00 ms in one process")
+        many = [{**FOREIGN, "fullname": f"test_sort.py::test_{n}"} for n in range(8)]
+        told = read_benchmark(file(*many)).unjudged()
+        assert len(told) == 6
+        assert told[-1] == "and 3 more"
+
     def test_mixed_machines(self, file):
         path = file(entry("test_one"), entry("test_two", machine={**MACHINE, "threads": 2}))
         with pytest.raises(UserError, match=r"mixes machines: threads is 1 for .*test_one, 2 for .*test_two"):
-            figures_of_benchmark(path)
+            read_benchmark(path).figures()
 
 
 def damaged(change):
@@ -128,7 +138,7 @@ def test_bad_files(tmp_path, text, message):
     path = tmp_path / "bench.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        figures_of_benchmark(path)
+        read_benchmark(path).figures()
     assert str(path) in error.value.message
     assert error.value.remedy
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bitbench.pytest_plugin.exchange import figures_of_benchmark
+from bitbench.pytest_plugin.exchange import read_benchmark
 from bitbench.pytest_plugin.records import KEY, Measured
 
 MANY = """
@@ -54,7 +54,7 @@ def test_launches_become_an_entry_of_pytest_benchmark(many):
     assert found.machine["threads"] >= 1
     alone = Measured.model_validate(entries["test_alone"]["extra_info"][KEY])
     assert alone.speedup is None
-    figures = figures_of_benchmark(many.folder / "out.json")
+    figures = read_benchmark(many.folder / "out.json").figures()
     assert len(figures.figures) == 6
     assert figures.figures["test_many.py::test_many[4]"]["time.speedup"].launches == 3
 

@@ -104,6 +104,10 @@ def test_tracers_rest_while_the_clock_runs(monkeypatch):
         (SimpleNamespace(device="cuda:1"), "cuda"),
         (SimpleNamespace(device="CUDA:0"), "cuda"),
         (SimpleNamespace(device="cpu"), "cpu"),
+        ((3, SimpleNamespace(device="cuda:0")), "cuda"),
+        ({"codes": SimpleNamespace(device="cuda:0")}, "cuda"),
+        (SimpleNamespace(codes=SimpleNamespace(device="cuda:0")), "cuda"),
+        ([1, 2], "cpu"),
     ],
 )
 def test_device_of_a_result(result, device):

@@ -103,6 +103,19 @@ def test_it_expires_with_what_it_depends_on_and_says_with_what(
     assert expired(made(), now, launches, list(cases)) == [why]
 
 
+def test_a_case_that_failed_binds_a_calibration_to_its_code() -> None:
+    whole, broken = made().cases["a"], CaseCalibration(label="b", launches=7, why="crash: SIGSEGV")
+    failed = made(cases={"a": whole, "b": broken}, code="old")
+    assert expired(failed, MACHINE, 10, ["a", "b"], "old") == []
+    assert expired(failed, MACHINE, 10, ["a"], "new") == [], "what failed is not asked for"
+    told = "the code has changed: 1 of 2 timed cases failed in what was calibrated"
+    assert expired(failed, MACHINE, 10, ["a", "b"], "new") == [told]
+    assert expired(made(code="old"), MACHINE, 10, ["a", "b"], "new") == []
+    kept(failed)
+    assert find_calibration("gate", MACHINE, 10, ["a", "b"], code="old") == (failed, "")
+    assert find_calibration("gate", MACHINE, 10, ["a", "b"], code="new")[0] is None
+
+
 def test_of_several_that_expired_the_latest_explains() -> None:
     kept(made(created="2026-01-01T00:00:00+00:00", launches=7))
     kept(made(created="2026-02-01T00:00:00+00:00", launches=8))

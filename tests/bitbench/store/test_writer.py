@@ -24,7 +24,7 @@ from bitbench.store.schema import (
     Status,
     TelemetrySample,
 )
-from bitbench.store.writer import RunWriter, new_run_dir, repair
+from bitbench.store.writer import RunWriter, check_file, new_run_dir, repair, write_file
 
 
 def info(name: str = "s", created: str = "2026-01-01T00:00:00+00:00") -> RunInfo:
@@ -225,3 +225,27 @@ def test_a_head_that_cannot_be_written_leaves_no_run(tmp_path: Path, monkeypatch
     with pytest.raises(ToolError, match="disk is full"):
         RunWriter.create(tmp_path, info(), [case()])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_written_where_it_was_found_possible(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "c.json"
+    check_file(path, "--json")
+    assert not path.parent.exists(), "looking makes nothing"
+    write_file(path, "text")
+    assert path.read_text() == "text"
+    check_file(path, "--json")
+    write_file(path, "again")
+    assert path.read_text() == "again"
+
+
+def test_where_no_file_can_be_written_is_told_with_the_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder") as error:
+        check_file(tmp_path, "--json")
+    assert error.value.remedy == "name a file with --json FILE"
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "x.json"
+    with pytest.raises(UserError, match="is a file") as error:
+        check_file(below, "--json")
+    assert error.value.remedy == "give a writable one with --json FILE"
+    with pytest.raises(ToolError, match="cannot write"):
+        write_file(below, "text")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from bitbench.workloads.base import (
 
 Deed = Literal[
     *("work", "abort", "hang", "kill", "raise", "memory", "torch_memory", "wrong", "wrong_after"),
-    *("refuse", "fallback", "invalid", "slow", "broken"),
+    *("refuse", "fallback", "invalid", "slow", "broken", "orphan"),
 ]
 
 
@@ -88,6 +89,9 @@ class FakeSpec(WorkloadSpec):
 
 def misbehave(spec: FakeLayerSpec) -> None:
     if spec.does == "abort":
+        os.abort()
+    elif spec.does == "orphan":
+        log("orphan", subprocess.Popen(["sleep", "3600"]).pid)
         os.abort()
     elif spec.does == "hang":
         time.sleep(3600)
