@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -29,7 +30,21 @@ def test_the_table_is_that_of_the_stored_run() -> None:
 def test_the_error_rates_are_those_of_the_stored_launches() -> None:
     (page,) = set(re.findall(r"\]\((results/[^)]+/rates\.md)\)", README))
     (told,) = [line for line in (ROOT / page).read_text().splitlines() if "stored launches resampled" in line]
-    assert told in " ".join(README.split())
+    assert told.rstrip(".") in " ".join(README.split())
+
+
+def test_the_live_gates_are_those_stored() -> None:
+    (page,) = set(re.findall(r"\]\((results/[^)]+/rates\.md)\)", README))
+    red: dict[str, list[bool]] = {}
+    for file in sorted((ROOT / page).parent.glob("live/gate-*.json")):
+        slowdown = file.stem.split("-")[1]
+        red.setdefault(slowdown, []).append(json.loads(file.read_text())["outcome"] == "failed")
+    told = {slowdown: f"{sum(found)} of {len(found)}" for slowdown, found in red.items()}
+    words = " ".join(README.split())
+    assert (
+        f"{told['0']} turned red as it is, {told['5']} with 5 % more work put in, {told['10']} with 10 %"
+        in words
+    )
 
 
 def test_every_link_leads_to_a_file() -> None:

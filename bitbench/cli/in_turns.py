@@ -1,4 +1,4 @@
-"""What the commands share that measure two sides in turns: ``compare``, ``gate``, ``calibrate``, ``rates``."""
+"""What the commands that measure two sides in turns share: compare, gate, calibrate and rates."""
 
 from __future__ import annotations
 

@@ -94,7 +94,8 @@ def _percent(share: float) -> str:
 def sentence(found: Rates, launches: int) -> str:
     """The rates in one line, as the README quotes them."""
     seen = ", ".join(f"+{100 * s:g} % in {_percent(rate.share)} of them" for s, rate in found.alone.items())
+    alarms = _percent(found.false_alarms.share)
     return (
-        f"{launches} stored launches resampled into {found.gates:,} gates: {_percent(found.false_alarms.share)} "
-        f"of them called something slower where nothing was, and a slowdown of one case was found: {seen}"
+        f"{launches} stored launches resampled into {found.gates:,} gates: {alarms} of them called something "
+        f"slower where nothing was, and a slowdown of one case was found: {seen}"
     )

@@ -57,7 +57,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, changed: dict[str, Any], mess
 
 
 def test_missing_torn_and_newer_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no launches.json"):
+    with pytest.raises(UserError, match=r"holds no launches\.json"):
         load_launches(tmp_path)
     (tmp_path / LAUNCHES_FILE).write_text('{"schema_version": 1, "cre')
     with pytest.raises(UserError, match="cannot be read"):
