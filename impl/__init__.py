@@ -25,7 +25,18 @@ from impl.functional import (
     ternary_quantize,
     weight_to_ternary,
 )
-from impl.layers import BinaryLinear, BitLinear, MultiTernaryLinear, QuantizedLinear
+from impl.layers import (
+    BinaryEmbedding,
+    BinaryEmbeddingBag,
+    BinaryLinear,
+    BinaryMultiheadAttention,
+    BitLinear,
+    MultiTernaryLinear,
+    QuantizedLinear,
+    TernaryEmbedding,
+    TernaryEmbeddingBag,
+)
+from impl.model_summary import summary
 from impl.native import backend
 from impl.packing import (
     PackedWeight,
@@ -39,7 +50,10 @@ from impl.quantizers import quantize_binary, quantize_k_ternary, quantize_ternar
 __version__ = "0.1.0"
 
 __all__ = [
+    "BinaryEmbedding",
+    "BinaryEmbeddingBag",
     "BinaryLinear",
+    "BinaryMultiheadAttention",
     "BitLinear",
     "Capabilities",
     "ConversionReport",
@@ -47,6 +61,8 @@ __all__ = [
     "MultiTernaryLinear",
     "PackedWeight",
     "QuantizedLinear",
+    "TernaryEmbedding",
+    "TernaryEmbeddingBag",
     "absmax_scale",
     "activation_quant",
     "backend",
@@ -66,6 +82,7 @@ __all__ = [
     "quantize_binary",
     "quantize_k_ternary",
     "quantize_ternary",
+    "summary",
     "ternary_linear",
     "ternary_quantize",
     "unpack",

@@ -1,0 +1,95 @@
+"""GaLore: the projection keeps the main directions of a gradient."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+
+import pytest
+import torch
+
+from impl.optim import GaLoreProjector
+from impl.optim.galore import PROJ_TYPES
+
+
+def test_the_signature_is_that_of_the_seed():
+    parameters = inspect.signature(GaLoreProjector).parameters
+    assert {name: p.default for name, p in parameters.items() if name != "rank"} == {
+        "verbose": False,
+        "update_proj_gap": 200,
+        "scale": 1.0,
+        "proj_type": "std",
+    }
+
+
+@pytest.mark.parametrize(
+    ("proj_type", "tall", "wide"),
+    [
+        ("std", (9, 2), (2, 9)),
+        ("reverse_std", (2, 5), (5, 2)),
+        ("right", (9, 2), (5, 2)),
+        ("left", (2, 5), (2, 9)),
+        ("full", (2, 2), (2, 2)),
+    ],
+)
+def test_shapes(proj_type, tall, wide):
+    for shape, expected in (((9, 5), tall), ((5, 9), wide)):
+        projector = GaLoreProjector(2, proj_type=proj_type)
+        low = projector.project(torch.randn(shape), 0)
+        assert tuple(low.shape) == projector.low_rank_shape(*shape) == expected
+        assert projector.project_back(low).shape == shape
+
+
+@pytest.mark.parametrize("proj_type", PROJ_TYPES)
+def test_a_gradient_of_that_rank_comes_back_whole(proj_type):
+    torch.manual_seed(0)
+    gradient = torch.randn(9, 2) @ torch.randn(2, 5)
+    projector = GaLoreProjector(2, proj_type=proj_type, scale=0.25)
+    back = projector.project_back(projector.project(gradient, 0))
+    torch.testing.assert_close(back, 0.25 * gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("proj_type", PROJ_TYPES)
+def test_the_rest_is_the_best_approximation(proj_type):
+    torch.manual_seed(0)
+    gradient = torch.randn(9, 5)
+    projector = GaLoreProjector(3, proj_type=proj_type)
+    rest = gradient - projector.project_back(projector.project(gradient, 0))
+    torch.testing.assert_close(rest.norm(), torch.linalg.svdvals(gradient)[3:].norm())
+    whole = GaLoreProjector(50, proj_type=proj_type)
+    torch.testing.assert_close(whole.project_back(whole.project(gradient, 0)), gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_subspace_stays_for_the_gap():
+    torch.manual_seed(0)
+    projector = GaLoreProjector(1, update_proj_gap=3)
+    bases = []
+    for step in range(5):
+        projector.project(torch.randn(6, 4), step)
+        bases.append(projector.right.clone())
+    assert torch.equal(bases[0], bases[2])
+    assert not torch.equal(bases[2], bases[3])
+    assert torch.equal(bases[3], bases[4])
+
+
+def test_half_precision_gradients():
+    projector = GaLoreProjector(2)
+    low = projector.project(torch.randn(6, 4, dtype=torch.bfloat16), 0)
+    assert low.dtype == projector.project_back(low).dtype == torch.bfloat16
+
+
+def test_verbose_logs_the_energy_kept(caplog):
+    with caplog.at_level(logging.INFO):
+        GaLoreProjector(1, verbose=True).project(torch.diag(torch.tensor([3.0, 1.0])), 0)
+    assert "rank 1 of 2 holds 90.0 %" in caplog.text
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        GaLoreProjector(0)
+    with pytest.raises(ValueError, match="did you mean 'right'"):
+        GaLoreProjector(1, proj_type="rihgt")
+    with pytest.raises(ValueError, match="projects matrices"):
+        GaLoreProjector(1).project(torch.ones(3), 0)
+    with pytest.raises(RuntimeError, match="no subspace yet"):
+        GaLoreProjector(1).project_back(torch.ones(3, 1))
