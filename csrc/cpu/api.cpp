@@ -1,86 +1,16 @@
-// The entry points of the operators: every argument is checked here, the task is described, the
+// The entry points of the linear operators: every argument is checked here, the task is described, the
 // activations are prepared, and the work is cut into tiles for the kernels in use.
 #include <stdint.h>
-#include <stdio.h>
 
 #include "checks.h"
 #include "isa.h"
 #include "kernels.h"
+#include "operators.h"
 #include "parallel.h"
 #include "quantize.h"
 
 namespace bitimpl {
 namespace {
-
-// Sums of int8 activations over a segment stay in int32: 128 * kMaxSegment < 2^31.
-constexpr int64_t kMaxSegment = (int64_t{1} << 24) - 1;
-constexpr double kMaxWorkspace = 1e15;
-
-enum class Operator { kBinary, kTernary };
-
-// What served the thread's last operator call; put into words only when asked.
-struct Served {
-  const char* op;
-  const char* format;
-  const char* activation;
-  const char* form;
-  const char* isa;
-};
-thread_local Served served = {};
-thread_local char served_name[96] = "";
-
-const char* name_of_activation(int32_t activation) {
-  switch (activation) {
-    case BITIMPL_ACTIVATION_FLOAT: return "float";
-    case BITIMPL_ACTIVATION_SIGN: return "sign";
-    case BITIMPL_ACTIVATION_INT8: return "int8";
-    case BITIMPL_ACTIVATION_INT16: return "int16";
-    default: return nullptr;
-  }
-}
-
-int64_t segment_of(const bitimpl_weight& w) {
-  return w.group_size > 0 && w.group_size < w.cols ? w.group_size : w.cols;
-}
-
-int64_t segments_of(const bitimpl_weight& w) {
-  const int64_t segment = segment_of(w);
-  return (w.cols + segment - 1) / segment;
-}
-
-int64_t block_rows_of(int32_t format) {
-  if (format == BITIMPL_BASE3) return kBase3BlockRows;
-  return format == BITIMPL_TWO_BIT ? kTwoBitBlockRows : kBinaryBlockRows;
-}
-
-// The operator takes the weight's format, and the format takes the activation.
-int check_operator(Operator op, const bitimpl_weight& w, int32_t activation) {
-  const bool binary = w.format == BITIMPL_BINARY;
-  if (binary != (op == Operator::kBinary)) {
-    return fail(BITIMPL_INVALID_ARGUMENT, "%s does not take format %s: call %s",
-                binary ? "bitimpl_ternary_linear" : "bitimpl_binary_linear",
-                name_of_format(w.format),
-                binary ? "bitimpl_binary_linear" : "bitimpl_ternary_linear");
-  }
-  if (name_of_activation(activation) == nullptr) {
-    return fail(BITIMPL_INVALID_ARGUMENT,
-                "activation is %d: use %d (float), %d (sign), %d (int8) or %d (int16)", activation,
-                BITIMPL_ACTIVATION_FLOAT, BITIMPL_ACTIVATION_SIGN, BITIMPL_ACTIVATION_INT8,
-                BITIMPL_ACTIVATION_INT16);
-  }
-  if (activation == BITIMPL_ACTIVATION_SIGN && !binary) {
-    return fail(BITIMPL_UNSUPPORTED,
-                "sign activations need binary weights, these are %s: use int8 activations",
-                name_of_format(w.format));
-  }
-  if (activation != BITIMPL_ACTIVATION_FLOAT && segment_of(w) > kMaxSegment) {
-    return fail(BITIMPL_UNSUPPORTED,
-                "%lld columns share a scale; integer activations are exact up to %lld: "
-                "use a smaller group_size or float activations",
-                show(segment_of(w)), show(kMaxSegment));
-  }
-  return BITIMPL_OK;
-}
 
 int check_tokens(const bitimpl_weight& w, int64_t tokens) {
   const double elements = static_cast<double>(tokens) * static_cast<double>(w.cols + 512);
@@ -90,23 +20,6 @@ int check_tokens(const bitimpl_weight& w, int64_t tokens) {
                 show(tokens), show(w.cols));
   }
   return BITIMPL_OK;
-}
-
-LinearTask describe(const bitimpl_weight& w) {
-  LinearTask task = {};
-  task.format = w.format;
-  task.components = w.components;
-  task.rows = w.rows;
-  task.cols = w.cols;
-  task.segment = segment_of(w);
-  task.segments = segments_of(w);
-  task.codes = w.codes;
-  task.scales = w.scales;
-  task.scale_dtype = w.scale_dtype;
-  task.scale_component_stride = w.scale_component_stride;
-  task.scale_row_stride = w.scale_row_stride;
-  task.scale_group_stride = w.scale_group_stride;
-  return task;
 }
 
 WorkspaceLayout layout_for(const KernelTable& kernels, LinearTask task, int32_t activation,
@@ -184,7 +97,7 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
   const KernelTable* kernels = active_kernels();
   if (kernels == nullptr) return BITIMPL_UNSUPPORTED;
   int status = check_weight(weight, true);
-  if (status == BITIMPL_OK) status = check_operator(op, *weight, activation);
+  if (status == BITIMPL_OK) status = check_operator(op, "linear", *weight, activation);
   if (status == BITIMPL_OK) status = check_matrix(x, "x");
   if (status == BITIMPL_OK) status = check_matrix(y, "y");
   if (status == BITIMPL_OK) status = check_tokens(*weight, x->rows);
@@ -197,18 +110,8 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
     return fail(BITIMPL_INVALID_ARGUMENT, "y is %lld x %lld: make it %lld x %lld", show(y->rows),
                 show(y->cols), show(x->rows), show(weight->rows));
   }
-  if (bias != nullptr) {
-    const int64_t bytes = bytes_of_dtype(bias_dtype);
-    if (bytes == 0) {
-      return fail(BITIMPL_INVALID_ARGUMENT,
-                  "bias_dtype is %d: use %d (float32), %d (float16) or %d (bfloat16)", bias_dtype,
-                  BITIMPL_F32, BITIMPL_F16, BITIMPL_BF16);
-    }
-    if (!aligned(bias, bytes)) {
-      return fail(BITIMPL_INVALID_ARGUMENT, "bias lies at %p: align it to its %lld bytes", bias,
-                  show(bytes));
-    }
-  }
+  status = check_bias(bias, bias_dtype);
+  if (status != BITIMPL_OK) return status;
 
   LinearTask task = describe(*weight);
   const WorkspaceLayout layout = layout_for(*kernels, task, activation, x->rows);
@@ -220,13 +123,11 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
                 show(workspace_bytes), workspace, show(least));
   }
   const bool binary = op == Operator::kBinary;
-  served = {binary ? "binary_linear" : "ternary_linear", name_of_format(weight->format),
-            name_of_activation(activation), x->rows <= kGemvTokens ? "gemv" : "gemm",
-            kernels->isa};
+  record_served(binary ? "binary_linear" : "ternary_linear", name_of_format(weight->format),
+                activation, x->rows, kernels->isa);
   if (x->rows == 0) return BITIMPL_OK;
 
-  const uintptr_t start = reinterpret_cast<uintptr_t>(workspace);
-  char* base = static_cast<char*>(workspace) + ((start + 63) / 64 * 64 - start);
+  char* base = aligned_base(workspace);
   // A workspace that was sized when fewer threads were set serves with that many.
   int threads = available_threads();
   if (layout.scratch_stride > 0) {
@@ -235,13 +136,8 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
   }
   prepare_activations(*kernels, *x, activation, task.segment, task.segments, layout, base, threads,
                       &task.x);
-  if (bias != nullptr && bias_dtype != BITIMPL_F32) {
-    float* converted = reinterpret_cast<float*>(base + layout.bias);
-    kernels->to_float(bias, bias_dtype, task.rows, converted);
-    task.bias = converted;
-  } else {
-    task.bias = static_cast<const float*>(bias);
-  }
+  task.bias = float_bias(*kernels, bias, bias_dtype, task.rows,
+                         reinterpret_cast<float*>(base + layout.bias));
   task.y = y->data;
   task.y_dtype = y->dtype;
   task.y_stride = y->row_stride;
@@ -260,21 +156,13 @@ int bitimpl_abi_version(void) { return BITIMPL_ABI_VERSION; }
 
 int bitimpl_threads(void) { return bitimpl::available_threads(); }
 
-const char* bitimpl_last_kernel(void) {
-  const bitimpl::Served& s = bitimpl::served;
-  if (s.op == nullptr) return "";
-  snprintf(bitimpl::served_name, sizeof bitimpl::served_name, "%s/%s/%s/%s/%s", s.op, s.format,
-           s.activation, s.form, s.isa);
-  return bitimpl::served_name;
-}
-
 int64_t bitimpl_linear_workspace(const bitimpl_weight* weight, int64_t rows, int32_t activation) {
   using namespace bitimpl;
   clear_error();
   const KernelTable* kernels = active_kernels();
   if (kernels == nullptr || check_weight(weight, false) != BITIMPL_OK) return -1;
-  const Operator op = weight->format == BITIMPL_BINARY ? Operator::kBinary : Operator::kTernary;
-  if (check_operator(op, *weight, activation) != BITIMPL_OK) return -1;
+  const Operator op = operator_of(weight->format);
+  if (check_operator(op, "linear", *weight, activation) != BITIMPL_OK) return -1;
   if (check_tokens(*weight, rows) != BITIMPL_OK) return -1;
   return workspace_bytes_for(layout_for(*kernels, describe(*weight), activation, rows),
                              available_threads());

@@ -64,7 +64,7 @@ void load_panels(const LinearTask& task, int64_t row, int64_t rows, void* panel,
   const int64_t step = whole ? task.cols : task.segment;
   Vector* out = static_cast<Vector*>(panel);
   for (int64_t c = 0; c < task.components; ++c) {
-    const uint8_t* codes = task.codes + (c * task.rows + row) * row_bytes;
+    const uint8_t* codes = task.codes + (c * task.stored_rows + row) * row_bytes;
     Vector* to = out + c * task.segments * segment_words(task) * BLOCKS;
     for (int64_t begin = 0; begin < task.cols; begin += step) {
       const int64_t cols = smaller(step, task.cols - begin);
@@ -200,7 +200,7 @@ struct BinaryTile {
     const int64_t row_bytes = (task.cols + 7) / 8;
     memset(total, 0, sizeof(float) * static_cast<size_t>(tokens * kRows));
     for (int64_t c = 0; c < task.components; ++c) {
-      const uint8_t* codes = task.codes + (c * task.rows + row) * row_bytes;
+      const uint8_t* codes = task.codes + (c * task.stored_rows + row) * row_bytes;
       for (int64_t g = 0; g < task.segments; ++g) {
         const int64_t begin = g * task.segment;
         const int64_t left = task.cols - begin;

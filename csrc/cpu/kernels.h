@@ -44,6 +44,7 @@ struct LinearTask {
   int32_t components;
   int64_t rows;  // N
   int64_t cols;  // K
+  int64_t stored_rows;  // of the matrix this task is cut from: binary components lie so far apart
   int64_t segment;
   int64_t segments;
   const uint8_t* codes;
@@ -104,6 +105,24 @@ struct KernelTable {
                       int32_t sums[2]);
   // Bit k is x[k] >= 0; writes ceil(n / 64) words. Returns sum |x| in float64, in a fixed order.
   double (*pack_signs)(const float* x, int64_t n, uint64_t* signs);
+
+  // For convolutions (conv_rows.h).
+  // Sum of n bytes, n a multiple of 64.
+  int32_t (*sum_int8)(const int8_t* q, int64_t n);
+  // Ones among `count` bits from bit `first` on; reads only bytes that hold one of them.
+  int64_t (*count_ones)(const uint8_t* bits, int64_t first, int64_t count);
+  // out[c * out_stride + r] = in[r * in_stride + c] for r < rows, c < cols, elements of
+  // element_bytes 1, 2 or 4; strides in elements.
+  void (*transpose)(const void* in, int64_t in_stride, int64_t rows, int64_t cols, void* out,
+                    int64_t out_stride, int64_t element_bytes);
+  // The same for 64 x 64 bits: bit r of out[c] is bit c of in[r].
+  void (*transpose_bits)(const uint64_t in[64], uint64_t out[64]);
+  // total = (first ? 0 : total) + scale * (dot + outside); null `outside` for zeros.
+  void (*add_scaled)(const float* dot, const int32_t* outside, const float* scale, int64_t n,
+                     bool first, float* total);
+  // store_rows of epilogue.h: y[token, row_begin .. row_begin + count) of the task from t.
+  void (*store_rows)(const LinearTask& task, int64_t token, int64_t row_begin, int64_t count,
+                     const float* t);
 };
 
 // Kernels of each operator, defined in ternary_<isa>.cpp and binary_linear_<isa>.cpp;

@@ -12,7 +12,6 @@ namespace {
 
 // Columns converted to float32 at a time, on the stack; a multiple of 64.
 constexpr int64_t kChunk = 1024;
-constexpr uint32_t kInfinityBits = 0x7f800000u;
 // The least max|x| of a row, as in BitNet b1.58: an all-zero row must not divide by zero.
 constexpr float kLeastMagnitude = 1e-5f;
 
@@ -65,21 +64,8 @@ struct Row {
   }
 };
 
-// The factor that maps a row to [-limit, limit]; *scale undoes it. 0 and NaN for a row that
-// cannot be quantised.
-float quantisation_factor(uint32_t magnitude_bits, float limit, float* scale) {
-  if (magnitude_bits >= kInfinityBits) {
-    *scale = NAN;
-    return 0.0f;
-  }
-  const float magnitude = float_of(magnitude_bits);
-  const float amax = magnitude > kLeastMagnitude ? magnitude : kLeastMagnitude;
-  *scale = amax / limit;
-  return limit / amax;
-}
-
 void quantize_row_int8(Row& row, int64_t segment, int8_t* q, int32_t* sums, float* scale) {
-  const float factor = quantisation_factor(row.max_magnitude(), 127.0f, scale);
+  const float factor = quantisation_factor(row.max_magnitude(), kInt8Limit, scale);
   for (int64_t begin = 0, g = 0; begin < row.cols; begin += segment, ++g) {
     const int64_t end = row.cols - begin < segment ? row.cols : begin + segment;
     int32_t sum = 0;
@@ -96,7 +82,7 @@ void quantize_row_int8(Row& row, int64_t segment, int8_t* q, int32_t* sums, floa
 
 void quantize_row_int16(Row& row, int64_t segment, int8_t* hi, int8_t* lo, int32_t* hi_sums,
                         int32_t* lo_sums, float* scale) {
-  const float factor = quantisation_factor(row.max_magnitude(), 32512.0f, scale);
+  const float factor = quantisation_factor(row.max_magnitude(), kInt16Limit, scale);
   for (int64_t begin = 0, g = 0; begin < row.cols; begin += segment, ++g) {
     const int64_t end = row.cols - begin < segment ? row.cols : begin + segment;
     int32_t hi_sum = 0;
@@ -173,6 +159,17 @@ void prepare_range(void* context, int, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+float quantisation_factor(uint32_t magnitude_bits, float limit, float* scale) {
+  if (magnitude_bits >= kInfinityBits) {
+    *scale = NAN;
+    return 0.0f;
+  }
+  const float magnitude = float_of(magnitude_bits);
+  const float amax = magnitude > kLeastMagnitude ? magnitude : kLeastMagnitude;
+  *scale = amax / limit;
+  return limit / amax;
+}
 
 WorkspaceLayout lay_out_workspace(int64_t tokens, int64_t rows, int64_t cols, int64_t segments,
                                   int32_t activation, int64_t kernel_scratch) {

@@ -9,6 +9,16 @@
 
 namespace bitimpl {
 
+// Magnitudes of float32 values as bits: this much or more is an infinity or NaN.
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+
+constexpr float kInt8Limit = 127.0f;
+constexpr float kInt16Limit = 32512.0f;  // 127 * 256
+
+// The factor that maps values of at most this magnitude to [-limit, limit]; *scale undoes it. 0 and
+// NaN where the magnitude is not finite.
+float quantisation_factor(uint32_t magnitude_bits, float limit, float* scale);
+
 // Where everything of one operator call lies in its workspace; offsets in bytes from a 64-byte
 // aligned base. A pure function of sizes: the workspace query and the call agree by construction.
 struct WorkspaceLayout {

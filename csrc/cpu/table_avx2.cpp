@@ -1,3 +1,4 @@
+#include "conv_rows.h"
 #include "kernels.h"
 #include "quantize_rows.h"
 
@@ -15,6 +16,12 @@ const KernelTable& kernels_avx2() {
       round_int8,
       round_int16,
       pack_signs,
+      sum_int8,
+      count_ones,
+      transpose,
+      transpose_bits,
+      add_scaled,
+      store_rows,
   };
   return table;
 }

@@ -58,6 +58,24 @@
  *   sign    q = x >= 0 ? +1 : -1 (so -0.0 is +1); activation_scale = mean |x|, summed in
  *           float64 and rounded once
  * A NaN or infinity in a row makes its activation_scale NaN, hence that row of y and no other.
+ *
+ * ---------------------------------------------------------------------------------------------
+ * Convolution
+ *
+ * A weight [out_channels, in_channels / groups, *kernel] is packed as the matrix
+ * [out_channels, taps * in_channels / groups]: the taps (positions of the kernel) outermost, in
+ * row-major order, channels innermost. Its scales are per tensor or row: no scale groups.
+ *
+ * Activations are quantised per sample, over channels and space (a scale of each pixel could not
+ * leave the sum over taps), by the rules above with these additions:
+ *   int8, int16  where the convolution pads and padding_value is not 0, amax is at least 1, and
+ *                added positions hold padding_value quantised with the sample's scale
+ *   sign         added positions hold the sign -1 or +1; 0: they count for nothing.
+ *                activation_scale = mean |x| of the sample, without added positions
+ * The dot product runs over taps and channels, exact as above; then
+ *     t = 0;  for each component c: t = t + scale(c, n) * float(dot)
+ *     y[sample, n, position] = t * activation_scale[sample] (+ bias[n]), rounded once
+ * A NaN or infinity in a sample makes that sample's y NaN and no other.
  */
 #ifndef BITIMPL_H
 #define BITIMPL_H
@@ -71,7 +89,7 @@ extern "C" {
 #pragma GCC visibility push(default) /* the library is built with hidden visibility */
 #endif
 
-#define BITIMPL_ABI_VERSION 1
+#define BITIMPL_ABI_VERSION 2
 #define BITIMPL_LAYOUT_V1 1
 #define BITIMPL_MAX_COMPONENTS 16
 
@@ -125,6 +143,33 @@ typedef struct bitimpl_matrix {
   int64_t row_stride;
 } bitimpl_matrix;
 
+/* Samples x channels x positions; strides in elements. Always three spatial dimensions: an image
+ * or a signal has leading ones. x: strides of at least 0; y: no two elements in one place. */
+typedef struct bitimpl_image {
+  void* data;
+  int32_t dtype; /* bitimpl_dtype */
+  int32_t reserved;
+  int64_t samples;
+  int64_t channels;
+  int64_t size[3];
+  int64_t sample_stride;
+  int64_t channel_stride;
+  int64_t spatial_stride[3];
+} bitimpl_image;
+
+/* Where a convolution's kernel falls. Always three dimensions: leading ones have kernel, stride and
+ * dilation 1 and no padding. */
+typedef struct bitimpl_conv {
+  int64_t groups;
+  int64_t kernel[3];
+  int64_t stride[3];
+  int64_t dilation[3];
+  int64_t padding_before[3]; /* positions added before and after each dimension */
+  int64_t padding_after[3];
+  int32_t padding_value; /* what they hold: -1, 0 or +1 */
+  int32_t reserved;
+} bitimpl_conv;
+
 /* ---- library ------------------------------------------------------------------------------ */
 
 int bitimpl_abi_version(void);
@@ -142,7 +187,7 @@ int bitimpl_select_isa(const char* name);
 /* Threads the next call may use (the OpenMP pool shared with torch). */
 int bitimpl_threads(void);
 /* Name of the kernel that served this thread's last operator call, such as
- * "ternary_linear/base3/int8/gemv/avx512". */
+ * "ternary_linear/base3/int8/gemv/avx512" or "binary_conv/binary/sign/gemm/avx2". */
 const char* bitimpl_last_kernel(void);
 
 /* Read `bytes` bytes once, with the threads an operator would use, and return the exclusive or of
@@ -190,6 +235,26 @@ int bitimpl_binary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
 int bitimpl_ternary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
                            int32_t activation, const void* bias, int32_t bias_dtype,
                            const bitimpl_matrix* y, void* workspace, int64_t workspace_bytes);
+
+/* Bytes of scratch a convolution of images like x needs, or -1; x.data is not looked at. Threads as
+ * in bitimpl_linear_workspace. */
+int64_t bitimpl_conv_workspace(const bitimpl_weight* weight, const bitimpl_conv* conv,
+                               const bitimpl_image* x, int32_t activation);
+
+/* y = the convolution of x with the weight, plus bias[out_channels] (NULL for none).
+ * y.samples = x.samples, y.channels = weight.rows and, in each dimension,
+ *     y.size = (x.size + padding_before + padding_after - dilation * (kernel - 1) - 1) / stride + 1.
+ * binary_conv takes format BINARY with activation SIGN, INT8 or INT16; ternary_conv takes TWO_BIT
+ * or BASE3 with INT8 or INT16. FLOAT is BITIMPL_UNSUPPORTED: decode the weight with
+ * bitimpl_dequantize and convolve in float. x, y: any bitimpl_dtype each, at least 0 samples. */
+int bitimpl_binary_conv(const bitimpl_weight* weight, const bitimpl_conv* conv,
+                        const bitimpl_image* x, int32_t activation, const void* bias,
+                        int32_t bias_dtype, const bitimpl_image* y, void* workspace,
+                        int64_t workspace_bytes);
+int bitimpl_ternary_conv(const bitimpl_weight* weight, const bitimpl_conv* conv,
+                         const bitimpl_image* x, int32_t activation, const void* bias,
+                         int32_t bias_dtype, const bitimpl_image* y, void* workspace,
+                         int64_t workspace_bytes);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

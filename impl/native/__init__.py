@@ -11,6 +11,7 @@ from impl.native.backends import (
     uses_native,
 )
 from impl.native.calls import DTYPES, PreparedLinear, dequantize, linear
+from impl.native.convolution import conv, memory_format_of
 from impl.native.library import (
     ABI_VERSION,
     NativeError,
@@ -32,6 +33,7 @@ __all__ = [
     "PreparedLinear",
     "available",
     "backend",
+    "conv",
     "current_backend",
     "dequantize",
     "isa",
@@ -39,6 +41,7 @@ __all__ = [
     "last_kernel",
     "library_path",
     "linear",
+    "memory_format_of",
     "operator_of",
     "read_bytes",
     "record_kernel",

@@ -100,12 +100,14 @@ def record_kernel(name: str) -> None:
     _thread.kernel = name
 
 
-def kernel_name(weight: PackedWeight, activation_bits: int | None, served_by: str) -> str:
+def kernel_name(
+    weight: PackedWeight, activation_bits: int | None, served_by: str, operation: str = "linear"
+) -> str:
     """``<operator>/<format>/<activation>/<served_by>``."""
     activation = {None: "float", 1: "sign"}.get(activation_bits, f"int{activation_bits}")
-    return f"{operator_of(weight.format)}/{weight.format}/{activation}/{served_by}"
+    return f"{operator_of(weight.format, operation)}/{weight.format}/{activation}/{served_by}"
 
 
-def operator_of(format: str) -> str:
-    """The operator that takes weights of ``format``."""
-    return "binary_linear" if format == "binary" else "ternary_linear"
+def operator_of(format: str, operation: str = "linear") -> str:
+    """The operator that applies weights of ``format``; ``operation`` is "linear" or "conv"."""
+    return f"{'binary' if format == 'binary' else 'ternary'}_{operation}"

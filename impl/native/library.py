@@ -17,7 +17,7 @@ from typing import Any
 
 import torch  # noqa: F401 - loads libgomp first: the library must share torch's thread pool
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARY_NAME = "libbitimpl_cpu.so"
 
 
@@ -45,6 +45,37 @@ class Weight(ctypes.Structure):
     )
 
 
+class Image(ctypes.Structure):
+    """``bitimpl_image``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("samples", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("size", ctypes.c_int64 * 3),
+        ("sample_stride", ctypes.c_int64),
+        ("channel_stride", ctypes.c_int64),
+        ("spatial_stride", ctypes.c_int64 * 3),
+    )
+
+
+class Conv(ctypes.Structure):
+    """``bitimpl_conv``."""
+
+    _fields_ = (
+        ("groups", ctypes.c_int64),
+        ("kernel", ctypes.c_int64 * 3),
+        ("stride", ctypes.c_int64 * 3),
+        ("dilation", ctypes.c_int64 * 3),
+        ("padding_before", ctypes.c_int64 * 3),
+        ("padding_after", ctypes.c_int64 * 3),
+        ("padding_value", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "abi_version": (ctypes.c_int, ()),
     "last_error": (ctypes.c_char_p, ()),
@@ -59,6 +90,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64),
     ),
     "linear_workspace": (ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32)),
+    "conv_workspace": (
+        ctypes.c_int64,
+        (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32),
+    ),
 }
 _LINEAR_ARGUMENTS = (
     ctypes.c_void_p,  # weight
@@ -72,6 +107,19 @@ _LINEAR_ARGUMENTS = (
 )
 for _operator in ("binary_linear", "ternary_linear"):
     _SIGNATURES[_operator] = (ctypes.c_int, _LINEAR_ARGUMENTS)
+_CONV_ARGUMENTS = (
+    ctypes.c_void_p,  # weight
+    ctypes.c_void_p,  # geometry
+    ctypes.c_void_p,  # x
+    ctypes.c_int32,  # activation
+    ctypes.c_void_p,  # bias
+    ctypes.c_int32,  # bias dtype
+    ctypes.c_void_p,  # y
+    ctypes.c_void_p,  # workspace
+    ctypes.c_int64,  # workspace bytes
+)
+for _operator in ("binary_conv", "ternary_conv"):
+    _SIGNATURES[_operator] = (ctypes.c_int, _CONV_ARGUMENTS)
 
 
 class Library:
@@ -97,6 +145,7 @@ class Library:
         self.last_kernel = self.function("last_kernel")
         self.dequantize = self.function("dequantize")
         self.linear_workspace = self.function("linear_workspace")
+        self.conv_workspace = self.function("conv_workspace")
 
     @functools.cache  # noqa: B019 - one library lives as long as the process
     def function(self, name: str) -> Any:

@@ -1,13 +1,12 @@
 // Runs operator calls through every instruction set of this machine, in a build with the address
 // and undefined-behaviour sanitizers. Each line of standard input is one case, the fields of
-// Case in kernel_cases.py in order. Every buffer is a heap block of exactly the size that impl.h
+// Case in kernel_cases.py in order (convolutions: sanitize_conv.cpp). Every buffer is a heap block of exactly the size that impl.h
 // asks for, so that a read or write one byte outside is caught.
 //
 // What is computed is checked elsewhere; here the instruction sets must agree, and packing must
 // round-trip.
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <iostream>
 #include <memory>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "impl.h"
+#include "sanitize_support.h"
 
 namespace {
 
@@ -35,55 +35,6 @@ bool parse(const std::string& line, Case& c) {
       c.x_dtype >> c.y_dtype >> c.x_padding >> c.y_padding >> c.bias_dtype >> c.scale_dtype >>
       c.per_tensor >> c.extreme;
   return !in.fail();
-}
-
-[[noreturn]] void stop(const std::string& line, const char* what) {
-  std::fprintf(stderr, "case \"%s\": %s; last error: \"%s\"\n", line.c_str(), what,
-               bitimpl_last_error());
-  std::exit(1);
-}
-
-// A heap block of exactly `bytes` bytes.
-struct Block {
-  std::unique_ptr<uint8_t[]> memory;
-  size_t bytes;
-  explicit Block(int64_t size) : memory(new uint8_t[size]), bytes(static_cast<size_t>(size)) {
-    std::memset(memory.get(), 0xFF, bytes);
-  }
-  uint8_t* data() { return memory.get(); }
-};
-
-struct Random {
-  uint64_t state = 0x9E3779B97F4A7C15ull;
-  uint32_t next() {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return static_cast<uint32_t>(state >> 32);
-  }
-};
-
-int64_t size_of(int32_t dtype) { return dtype == BITIMPL_F32 ? 4 : 2; }
-
-// +-1, 1.5, 2, 3 in any of the types: the top bits of the float are all there is to them.
-void store(uint8_t* to, int32_t dtype, uint32_t random) {
-  const uint32_t sign = random & 1;
-  const uint32_t half_step = (random >> 1) & 1, exponent = (random >> 2) & 1;
-  if (dtype == BITIMPL_F16) {
-    const uint16_t bits = static_cast<uint16_t>(sign << 15 | (15 + exponent) << 10 | half_step << 9);
-    std::memcpy(to, &bits, 2);
-    return;
-  }
-  const uint32_t bits = sign << 31 | (127 + exponent) << 23 | half_step << 22;
-  const uint16_t top = static_cast<uint16_t>(bits >> 16);
-  if (dtype == BITIMPL_BF16) std::memcpy(to, &top, 2);
-  else std::memcpy(to, &bits, 4);
-}
-
-void fill(Block& block, int32_t dtype, Random& random) {
-  const size_t step = static_cast<size_t>(size_of(dtype));
-  for (size_t at = 0; at + step <= block.bytes; at += step)
-    store(block.data() + at, dtype, random.next());
 }
 
 int64_t strided_bytes(int64_t rows, int64_t cols, int64_t padding, int32_t dtype) {
@@ -186,6 +137,10 @@ int main() {
   long cases = 0;
   Case c;
   for (std::string line; std::getline(std::cin, line); ++cases) {
+    if (line.rfind("conv ", 0) == 0) {
+      run_conv_case(line, isas);
+      continue;
+    }
     if (!parse(line, c)) stop(line, "cannot read the case");
     run_case(line, c, isas);
   }

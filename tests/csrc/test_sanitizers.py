@@ -12,10 +12,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conv_cases import CONV_CASES
 from kernel_cases import CASES, EXTREME_CASES, with_tokens
 from kernel_library import REPOSITORY, Library, build
 
-DRIVER = Path(__file__).parent / "sanitize_driver.cpp"
+DRIVER = [Path(__file__).parent / name for name in ("sanitize_driver.cpp", "sanitize_conv.cpp")]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = directory / "sanitize_driver"
     command = [
         compiler, "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-        "-I", str(REPOSITORY / "csrc" / "include"), str(DRIVER), "-o", str(program),
+        "-I", str(REPOSITORY / "csrc" / "include"), *map(str, DRIVER), "-o", str(program),
         str(library), f"-Wl,-rpath,{directory}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -55,6 +56,14 @@ def test_kernels_under_sanitizers(driver: Path, library: Library) -> None:
     done = run(driver, [case.line for case in cases], threads=2)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.strip() == f"{len(cases)} cases on {','.join(library.supported())}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 3])
+def test_convolutions_under_sanitizers(driver: Path, library: Library, threads: int) -> None:
+    done = run(driver, [case.line for case in CONV_CASES], threads=threads)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.strip() == f"{len(CONV_CASES)} cases on {','.join(library.supported())}"
 
 
 @pytest.mark.slow

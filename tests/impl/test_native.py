@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impl import capabilities, decoding, functional, native, tiles
+from impl.geometry import ConvGeometry
 from impl.native import backends, calls
 from impl.packing import PackedWeight
 
@@ -353,7 +354,11 @@ def test_every_kernel_named_in_capabilities_runs():
         weight = random_weight(kernel.format, 2, 21, 30, None, True, 0)
         native.select_isa(kernel.isa)
         try:
-            native.linear(torch.randn(1, 30), weight, None, bits[kernel.activation])
+            if kernel.operator.endswith("_linear"):
+                native.linear(torch.randn(1, 30), weight, None, bits[kernel.activation])
+            else:
+                geometry = ConvGeometry((3,), (1,), ((0, 0),), (1,))
+                native.conv(torch.randn(1, 10, 4), weight, geometry, None, bits[kernel.activation])
         finally:
             native.select_isa(None)
         assert native.last_kernel().startswith(f"{kernel.operator}/{kernel.format}/{kernel.activation}")

@@ -1,0 +1,350 @@
+// The entry points of convolutions, and their loop: tiles of output positions x conv groups x row
+// blocks of the weight.
+#include <stdint.h>
+#include <string.h>
+
+#include "checks.h"
+#include "conv.h"
+#include "epilogue.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace bitimpl {
+namespace {
+
+// What a thread takes at a time: a multiple of the format's block, and of the 32 rows that the
+// widest binary kernel keeps side by side.
+int64_t unit_rows_of(int32_t format) {
+  return format == BITIMPL_BINARY ? 2 * kBinaryBlockRows : block_rows_of(format);
+}
+
+struct ConvCall {
+  const KernelTable& kernels;
+  const ConvPlan& plan;
+  const ConvLayout& layout;
+  const LinearTask& task;  // the whole weight
+  const bitimpl_image& y;
+  char* base;
+  int64_t tiles;
+  int64_t units;      // row units of a conv group
+  int64_t unit_rows;
+};
+
+// The first row a group's kernels compute: ternary rows share bytes, so they start at a block, which
+// may begin with rows of the group before.
+int64_t first_row_of(const ConvCall& call, int64_t group) {
+  const int64_t row = group * call.plan.group_rows;
+  return call.task.format == BITIMPL_BINARY ? row : row / call.unit_rows * call.unit_rows;
+}
+
+// The most units that any group takes.
+int64_t units_of_group(const ConvPlan& plan, int32_t format, int64_t unit_rows) {
+  if (plan.groups == 1 || format == BITIMPL_BINARY || plan.group_rows % unit_rows == 0) {
+    return (plan.group_rows + unit_rows - 1) / unit_rows;
+  }
+  return (plan.group_rows + unit_rows - 2) / unit_rows + 1;
+}
+
+// Rows [begin, end) of the weight as a task of their own; `begin` is where a block may start.
+LinearTask slice(const LinearTask& whole, int64_t begin, int64_t end) {
+  LinearTask part = whole;
+  part.rows = end - begin;
+  if (whole.format == BITIMPL_BINARY) {
+    part.codes += begin * ((whole.cols + 7) / 8);
+  } else {
+    const int64_t per_byte = whole.format == BITIMPL_BASE3 ? 5 : 4;
+    part.codes += begin / per_byte * whole.components * whole.cols;
+  }
+  const int64_t scale_bytes = whole.scale_dtype == BITIMPL_F32 ? 4 : 2;
+  part.scales = static_cast<const char*>(whole.scales) + begin * whole.scale_row_stride * scale_bytes;
+  if (whole.bias != nullptr) part.bias = whole.bias + begin;
+  return part;
+}
+
+// One thread's work on one tile after the other.
+struct Worker {
+  const ConvCall& call;
+  const ConvPlan& plan;
+  char* scratch;
+  int64_t tile = -1;
+  int64_t group = -1;
+  int64_t tokens = 0;
+  bool border = false;   // some window sees added positions
+  int64_t step = 0;      // between the results of successive tokens in y, or -1
+  int64_t result_bytes;  // of an element of y
+
+  Worker(const ConvCall& conv, char* memory)
+      : call(conv), plan(conv.plan), scratch(memory), result_bytes(bytes_of_dtype(conv.y.dtype)) {}
+
+  Window* windows() const { return reinterpret_cast<Window*>(scratch + call.layout.windows); }
+  template <class Value>
+  Value* at(int64_t offset) const {
+    return reinterpret_cast<Value*>(scratch + offset);
+  }
+  char* result(int64_t element) const {
+    return static_cast<char*>(call.y.data) + element * result_bytes;
+  }
+
+  void enter_tile(int64_t index) {
+    if (index == tile) return;
+    tile = index;
+    group = -1;
+    const int64_t begin = plan.tokens / call.tiles * index + plan.tokens % call.tiles * index / call.tiles;
+    const int64_t next = index + 1;
+    const int64_t end = plan.tokens / call.tiles * next + plan.tokens % call.tiles * next / call.tiles;
+    tokens = end - begin;
+    find_windows(plan, begin, tokens, windows());
+    const float* scale = reinterpret_cast<const float*>(call.base + call.layout.scale);
+    border = false;
+    for (int64_t i = 0; i < tokens; ++i) {
+      Window& w = windows()[i];
+      w.result = w.sample * call.y.sample_stride;
+      for (int d = 0; d < 3; ++d) w.result += w.place[d] * call.y.spatial_stride[d];
+      border = border || !w.inside;
+      at<float>(call.layout.token_scale)[i] = scale[w.sample];
+    }
+    step = tokens > 1 ? windows()[1].result - windows()[0].result : 0;
+    for (int64_t i = 1; i < tokens; ++i) {
+      if (windows()[i].result - windows()[i - 1].result != step) step = -1;
+    }
+  }
+
+  void enter_group(int64_t index) {
+    if (index == group) return;
+    group = index;
+    gather(call.kernels, plan, call.layout, call.base, scratch, group, windows(), tokens);
+  }
+
+  Activations activations() const {
+    Activations x = {};
+    x.kind = plan.activation;
+    x.planes = plan.planes;
+    x.rows = plan.tile_tokens;
+    x.scale = at<float>(call.layout.token_scale);
+    if (plan.activation == BITIMPL_ACTIVATION_SIGN) {
+      x.signs = at<uint64_t>(call.layout.rows[0]);
+      x.sign_stride = call.layout.row_stride / 8;
+      return x;
+    }
+    x.q_stride = call.layout.row_stride;
+    for (int i = 0; i < plan.planes; ++i) {
+      x.q[i] = at<int8_t>(call.layout.rows[i]);
+      x.sums[i] = at<int32_t>(call.layout.sums[i]);
+    }
+    return x;
+  }
+
+  void run_kernel(const LinearTask& task) const {
+    Tile part = {};
+    const int64_t block = block_rows_of(task.format);
+    part.block_end = (task.rows + block - 1) / block;
+    part.token_end = tokens;
+    part.scratch = scratch + call.layout.kernel_scratch;
+    (task.format == BITIMPL_BINARY ? call.kernels.binary : call.kernels.ternary)(task, part);
+  }
+
+  // The task with the border taken out of the dot products: each component's, before any scale.
+  void run_corrected(const LinearTask& task, int64_t first_row) const {
+    const float one = 1.0f;
+    float* totals = at<float>(call.layout.totals);
+    float* dots = at<float>(call.layout.dots);
+    for (int64_t c = 0; c < task.components; ++c) {
+      LinearTask part = task;
+      part.components = 1;
+      part.codes += c * task.stored_rows * ((task.cols + 7) / 8);
+      part.scales = &one;
+      part.scale_dtype = BITIMPL_F32;
+      part.scale_component_stride = part.scale_row_stride = part.scale_group_stride = 0;
+      part.bias = nullptr;
+      part.x.scale = nullptr;
+      part.y = dots;
+      part.y_dtype = BITIMPL_F32;
+      part.y_stride = kChunkRows;
+      run_kernel(part);
+      float scale[kChunkRows];
+      for (int64_t r = 0; r < task.rows; ++r) scale[r] = scale_at(task, c, r, 0);
+      for (int64_t i = 0; i < tokens; ++i) {
+        int32_t outside[kChunkRows];
+        const bool inside = windows()[i].inside;
+        if (!inside) {
+          memset(outside, 0, sizeof outside);
+          const int32_t* sums = reinterpret_cast<const int32_t*>(call.base + call.layout.tap_sums);
+          add_outside(plan, windows()[i], sums, c, first_row, task.rows, outside);
+        }
+        call.kernels.add_scaled(dots + i * kChunkRows, inside ? nullptr : outside, scale, task.rows,
+                                c == 0, totals + i * kChunkRows);
+      }
+    }
+    for (int64_t i = 0; i < tokens; ++i) {
+      call.kernels.store_rows(task, i, 0, task.rows, totals + i * kChunkRows);
+    }
+  }
+
+  // Rows [begin, end) of the tile's results to y; row r of token i at values + i * kChunkRows + r.
+  void store(int64_t begin, int64_t end, const char* values) const {
+    const int64_t stride = call.y.channel_stride;
+    const int64_t row_bytes = kChunkRows * result_bytes;
+    for (int64_t i = 0; i < tokens;) {
+      const int64_t first = windows()[i].result;
+      int64_t run = 1;
+      while (i + run < tokens && windows()[i + run].result == first + run) ++run;
+      const char* from = values + i * row_bytes;
+      char* to = result(first + begin * stride);
+      if (run == 1 && stride == 1) {
+        memcpy(to, from, static_cast<size_t>((end - begin) * result_bytes));
+      } else {
+        call.kernels.transpose(from, kChunkRows, run, end - begin, to, stride, result_bytes);
+      }
+      i += run;
+    }
+  }
+
+  // Rows [begin, end), at most kChunkRows, of which those of the group are stored.
+  void compute(int64_t begin, int64_t end) {
+    const int64_t group_begin = group * plan.group_rows;
+    const int64_t group_end = group_begin + plan.group_rows;
+    const int64_t store_begin = begin > group_begin ? begin : group_begin;
+    const int64_t store_end = end < group_end ? end : group_end;
+    LinearTask task = slice(call.task, begin, end);
+    task.x = activations();
+    task.y_dtype = call.y.dtype;
+    const bool direct =
+        step >= 0 && call.y.channel_stride == 1 && store_begin == begin && store_end == end;
+    task.y = direct ? result(windows()[0].result + begin) : scratch + call.layout.results;
+    task.y_stride = direct ? step : kChunkRows;
+    if (border && plan.corrects) {
+      run_corrected(task, begin);
+    } else {
+      run_kernel(task);
+    }
+    if (direct) return;
+    const char* results = scratch + call.layout.results + (store_begin - begin) * result_bytes;
+    store(store_begin, store_end, results);
+  }
+
+  // Row units [begin, end) of a group.
+  void run(int64_t begin, int64_t end) {
+    const int64_t first = first_row_of(call, group);
+    int64_t last = (group + 1) * plan.group_rows;
+    if (call.task.format != BITIMPL_BINARY) {
+      // The last block of a group goes on as long as it has rows: they share bytes.
+      last = (last + call.unit_rows - 1) / call.unit_rows * call.unit_rows;
+      if (last > plan.rows) last = plan.rows;
+    }
+    int64_t row = first + begin * call.unit_rows;
+    int64_t stop = first + end * call.unit_rows;
+    if (stop > last) stop = last;
+    for (; row < stop; row += kChunkRows) {
+      compute(row, row + kChunkRows < stop ? row + kChunkRows : stop);
+    }
+  }
+};
+
+// Range over (tile, conv group, row unit), rows innermost: what was gathered serves them all.
+void run_range(void* context, int thread, int64_t begin, int64_t end) {
+  const ConvCall& call = *static_cast<const ConvCall*>(context);
+  Worker worker(call, call.base + call.layout.scratch + call.layout.scratch_stride * thread);
+  while (begin < end) {
+    const int64_t product = begin / call.units;
+    const int64_t product_end = (product + 1) * call.units < end ? (product + 1) * call.units : end;
+    worker.enter_tile(product / call.plan.groups);
+    worker.enter_group(product % call.plan.groups);
+    worker.run(begin - product * call.units, product_end - product * call.units);
+    begin = product_end;
+  }
+}
+
+void run_tiles(const KernelTable& kernels, const ConvPlan& plan, const ConvLayout& layout,
+               const LinearTask& task, const bitimpl_image& y, char* base, int threads) {
+  const int64_t unit_rows = unit_rows_of(task.format);
+  const int64_t units = units_of_group(plan, task.format, unit_rows);
+  int64_t tiles = (plan.tokens + plan.tile_tokens - 1) / plan.tile_tokens;
+  // Few tiles of few rows: cut the tiles, but not below what a kernel works on at once.
+  constexpr int64_t kLeastTokens = 16;
+  const int64_t wanted = (2 * threads + plan.groups * units - 1) / (plan.groups * units);
+  const int64_t possible = plan.tokens / kLeastTokens;
+  const int64_t more = wanted < possible ? wanted : possible;
+  if (more > tiles) tiles = more;
+  const double cost = plan.activation == BITIMPL_ACTIVATION_SIGN ? 0.25 : plan.planes;
+  const double work = cost * static_cast<double>(plan.tokens) * static_cast<double>(plan.rows) *
+                      static_cast<double>(plan.cols) * task.components;
+  ConvCall call = {kernels, plan, layout, task, y, base, tiles, units, unit_rows};
+  parallel_ranges(tiles * plan.groups * units, work, threads, run_range, &call);
+}
+
+int run_conv(Operator op, const bitimpl_weight* weight, const bitimpl_conv* conv,
+             const bitimpl_image* x, int32_t activation, const void* bias, int32_t bias_dtype,
+             const bitimpl_image* y, void* workspace, int64_t workspace_bytes) {
+  clear_error();
+  const KernelTable* kernels = active_kernels();
+  if (kernels == nullptr) return BITIMPL_UNSUPPORTED;
+  ConvPlan plan;
+  int status = check_weight(weight, true);
+  if (status == BITIMPL_OK) status = check_operator(op, "conv", *weight, activation);
+  if (status == BITIMPL_OK) status = plan_conv(*weight, conv, x, activation, &plan);
+  if (status == BITIMPL_OK) status = check_image_data(*x, "x");
+  if (status == BITIMPL_OK) status = check_output(plan, y);
+  if (status == BITIMPL_OK) status = check_image_data(*y, "y");
+  if (status == BITIMPL_OK) status = check_bias(bias, bias_dtype);
+  if (status != BITIMPL_OK) return status;
+
+  LinearTask task = describe(*weight);
+  const ConvLayout layout = lay_out_conv(*kernels, plan, task);
+  const int64_t least = layout.scratch + layout.scratch_stride + 63;
+  if (workspace == nullptr || workspace_bytes < least) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "workspace holds %lld bytes at %p, one thread needs %lld: "
+                "size it with bitimpl_conv_workspace",
+                show(workspace_bytes), workspace, show(least));
+  }
+  record_served(op == Operator::kBinary ? "binary_conv" : "ternary_conv",
+                name_of_format(weight->format), activation, plan.tokens, kernels->isa);
+  if (plan.tokens == 0) return BITIMPL_OK;
+
+  char* base = aligned_base(workspace);
+  int threads = available_threads();
+  const int64_t slices = (workspace_bytes - 63 - layout.scratch) / layout.scratch_stride;
+  if (slices < threads) threads = static_cast<int>(slices);
+  quantize_image(*kernels, plan, *x, layout, base, threads);
+  if (plan.corrects) sum_taps(*kernels, plan, task, layout, base, threads);
+  task.bias = float_bias(*kernels, bias, bias_dtype, task.rows,
+                         reinterpret_cast<float*>(base + layout.bias));
+  run_tiles(*kernels, plan, layout, task, *y, base, threads);
+  return BITIMPL_OK;
+}
+
+}  // namespace
+}  // namespace bitimpl
+
+extern "C" {
+
+int64_t bitimpl_conv_workspace(const bitimpl_weight* weight, const bitimpl_conv* conv,
+                               const bitimpl_image* x, int32_t activation) {
+  using namespace bitimpl;
+  clear_error();
+  const KernelTable* kernels = active_kernels();
+  if (kernels == nullptr || check_weight(weight, false) != BITIMPL_OK) return -1;
+  if (check_operator(operator_of(weight->format), "conv", *weight, activation) != BITIMPL_OK) return -1;
+  ConvPlan plan;
+  if (plan_conv(*weight, conv, x, activation, &plan) != BITIMPL_OK) return -1;
+  const ConvLayout layout = lay_out_conv(*kernels, plan, describe(*weight));
+  return layout.scratch + layout.scratch_stride * available_threads() + 63;
+}
+
+int bitimpl_binary_conv(const bitimpl_weight* weight, const bitimpl_conv* conv,
+                        const bitimpl_image* x, int32_t activation, const void* bias,
+                        int32_t bias_dtype, const bitimpl_image* y, void* workspace,
+                        int64_t workspace_bytes) {
+  return bitimpl::run_conv(bitimpl::Operator::kBinary, weight, conv, x, activation, bias, bias_dtype,
+                           y, workspace, workspace_bytes);
+}
+
+int bitimpl_ternary_conv(const bitimpl_weight* weight, const bitimpl_conv* conv,
+                         const bitimpl_image* x, int32_t activation, const void* bias,
+                         int32_t bias_dtype, const bitimpl_image* y, void* workspace,
+                         int64_t workspace_bytes) {
+  return bitimpl::run_conv(bitimpl::Operator::kTernary, weight, conv, x, activation, bias,
+                           bias_dtype, y, workspace, workspace_bytes);
+}
+
+}  // extern "C"

@@ -1,0 +1,44 @@
+// What the entry points of all operators share: argument checks, the description of a weight as a
+// task, and the name of the kernel that served.
+#ifndef BITIMPL_CPU_OPERATORS_H
+#define BITIMPL_CPU_OPERATORS_H
+
+#include <stdint.h>
+
+#include "kernels.h"
+
+namespace bitimpl {
+
+enum class Operator { kBinary, kTernary };
+
+// Workspaces and tensors beyond this many bytes are refused: sizes stay far from overflowing int64.
+constexpr double kMaxWorkspace = 1e15;
+
+const char* name_of_activation(int32_t activation);  // null where the value is unknown
+
+// BITIMPL_OK where the operator takes the weight's format and the format the activation, else
+// fail(...). `family` is "linear" or "conv".
+int check_operator(Operator op, const char* family, const bitimpl_weight& w, int32_t activation);
+int check_bias(const void* bias, int32_t bias_dtype);
+
+Operator operator_of(int32_t format);
+int64_t block_rows_of(int32_t format);
+
+// The weight's part of a task, without activations, bias and y.
+LinearTask describe(const bitimpl_weight& w);
+
+// The first 64-byte boundary of a workspace that has 63 bytes to spare.
+char* aligned_base(void* workspace);
+
+// The float32 form of a checked bias (null for none), converted into `room` where it has to be.
+const float* float_bias(const KernelTable& kernels, const void* bias, int32_t bias_dtype,
+                        int64_t rows, float* room);
+
+// Remembers what served this thread's last operator call, for bitimpl_last_kernel(). The strings
+// are literals.
+void record_served(const char* op, const char* format, int32_t activation, int64_t tokens,
+                   const char* isa);
+
+}  // namespace bitimpl
+
+#endif  // BITIMPL_CPU_OPERATORS_H
