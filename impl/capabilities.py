@@ -13,8 +13,15 @@ from impl import native
 _ACTIVATIONS = {
     "binary_linear": ("float", "sign", "int8", "int16"),
     "ternary_linear": ("float", "int8", "int16"),
+    "binary_conv": ("float", "sign", "int8", "int16"),
+    "ternary_conv": ("float", "int8", "int16"),
 }
-_FORMATS = {"binary_linear": ("binary",), "ternary_linear": ("two_bit", "base3")}
+_FORMATS = {
+    "binary_linear": ("binary",),
+    "ternary_linear": ("two_bit", "base3"),
+    "binary_conv": ("binary",),
+    "ternary_conv": ("two_bit", "base3"),
+}
 
 
 @dataclass(frozen=True)

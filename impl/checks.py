@@ -28,11 +28,16 @@ def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
 
 def check_positive(name: str, value: int) -> int:
     """``value`` as an int, if it is an integer (numpy's included) of at least 1."""
+    return check_integer(name, value, 1)
+
+
+def check_integer(name: str, value: int, least: int) -> int:
+    """``value`` as an int, if it is an integer (numpy's included) of at least ``least``."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
     number = operator.index(value)
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
 
 
@@ -71,6 +76,11 @@ def check_weight(weight: Tensor, *, check_finite: bool) -> Tensor:
     """
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")
+    if hasattr(weight, "full_tensor"):  # a DTensor, without importing torch.distributed
+        raise TypeError(
+            "weight is sharded over processes: quantise weight.full_tensor(), or load the gathered "
+            "state_dict into a layer that is not sharded"
+        )
     if not weight.is_floating_point():
         raise TypeError(f"weight must be floating point, got {weight.dtype}: convert it with weight.float()")
     if weight.dim() != 2 or 0 in weight.shape:

@@ -1,9 +1,13 @@
-"""Whole models: replace ``nn.Linear`` by low-bit layers, pack and unpack them.
+"""Whole models: replace linear layers and convolutions by low-bit layers, pack and unpack them.
 
-Only exact ``nn.Linear`` modules are replaced. Subclasses are left alone, as the modules that hold
-them may read their weight directly (``nn.MultiheadAttention`` does); so are layers with hooks, and
-layers that share their weight with something that is not converted, such as an output head tied
-to an embedding: a packed copy would cost memory rather than save it. Each is reported.
+:func:`convert_linear_to_bitlinear` replaces linear layers, :func:`convert_convolutions` convolutions;
+a network that is to have both is given to both.
+
+Only exact ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d`` modules are replaced.
+Subclasses are left alone, as the modules that hold them may read their weight directly
+(``nn.MultiheadAttention`` does); so are layers with hooks, and layers that share their weight with
+something that is not converted, such as an output head tied to an embedding: a packed copy would
+cost memory rather than save it. Each is reported.
 """
 
 from __future__ import annotations
@@ -12,24 +16,29 @@ import copy
 import fnmatch
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
-from impl.layers import BitLinear, QuantizedLinear
+from impl.layers.base import QuantizedLinear
+from impl.layers.conv import QuantizedConv
+from impl.layers.fused import leave_fused_paths
+from impl.layers.quantized import QuantizedLayer
+from impl.layers.ternary import BitLinear
+from impl.layers.ternary_conv import TernaryConv
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass
 class ConversionReport:
-    """What :func:`convert_linear_to_bitlinear` did, by module name ("" is the root)."""
+    """What a conversion did, by module name ("" is the root)."""
 
     converted: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
-    """Linear layers left alone, and why."""
+    """Layers of the kind converted that were left alone, and why."""
 
 
 def convert_linear_to_bitlinear(
@@ -53,17 +62,57 @@ def convert_linear_to_bitlinear(
     Raises ValueError where ``skip`` matches nothing or a weight holds NaN or infinity, and TypeError
     for options that ``layer`` does not take and for float64 layers, before anything is replaced.
     """
+    if not (isinstance(layer, type) and issubclass(layer, QuantizedLinear)):
+        raise TypeError(f"layer must be a class such as impl.BitLinear or impl.BinaryLinear, got {layer!r}")
+    kind = _Kind("linear layers", (nn.Linear,), lambda old: layer.from_linear(old, **options))
+    return _convert(module, inplace, skip, report, kind)
+
+
+def convert_convolutions(
+    module: nn.Module,
+    inplace: bool = True,
+    *,
+    skip: Sequence[str] = (),
+    layer: type[QuantizedConv] = TernaryConv,
+    report: ConversionReport | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Replace every convolution in ``module`` by ``layer.from_conv(convolution, **options)``.
+
+    ``layer`` is BinaryConv, TernaryConv or MultiTernaryConv, for ``nn.Conv1d``, ``nn.Conv2d`` and
+    ``nn.Conv3d`` alike. With ``pack=False`` the layers get latent weights, ready to train. Networks
+    usually keep their first convolution in float: name it in ``skip``. Convolutions that pad by
+    other values than zeros are left alone and reported. Otherwise as
+    :func:`convert_linear_to_bitlinear`.
+    """
+    if not (isinstance(layer, type) and issubclass(layer, QuantizedConv)):
+        raise TypeError(f"layer must be a class such as impl.TernaryConv or impl.BinaryConv, got {layer!r}")
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    kind = _Kind("convolutions", kinds, lambda old: layer.from_conv(old, **options))
+    return _convert(module, inplace, skip, report, kind)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a conversion replaces."""
+
+    plural: str
+    classes: tuple[type[nn.Module], ...]
+    replace: Callable[[Any], QuantizedLayer]
+
+
+def _convert(
+    module: nn.Module, inplace: bool, skip: Sequence[str], report: ConversionReport | None, kind: _Kind
+) -> nn.Module:
     if isinstance(skip, str):
         raise TypeError(f"skip takes a list of names, got the string {skip!r}: write skip=[{skip!r}]")
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
-    if not (isinstance(layer, type) and issubclass(layer, QuantizedLinear)):
-        raise TypeError(f"layer must be a class such as impl.BitLinear or impl.BinaryLinear, got {layer!r}")
     module = module if inplace else copy.deepcopy(module)
     found = report if report is not None else ConversionReport()
-    linears = _select(module, skip, found)
-    replacements = _build(linears, layer, options)
-    for name, old in linears.items():
+    chosen = _select(module, skip, found, kind)
+    replacements = _build(chosen, kind)
+    for name, old in chosen.items():
         found.converted.append(name)
         if old is module:
             module = replacements[id(old)]
@@ -71,12 +120,15 @@ def convert_linear_to_bitlinear(
     left = {name: why for name, why in found.skipped.items() if not why.startswith(_ASKED)}
     if report is None and left:
         listing = "; ".join(f"{name or 'the root module'}: {why}" for name, why in left.items())
-        warnings.warn(f"linear layers left unconverted: {listing}", UserWarning, stacklevel=2)
+        warnings.warn(f"{kind.plural} left unconverted: {listing}", UserWarning, stacklevel=3)
     return module
 
 
 def prepare(module: nn.Module, inplace: bool = True, **options: Any) -> nn.Module:
-    """:func:`convert_linear_to_bitlinear` to training form: latent weights, ready to train."""
+    """:func:`convert_linear_to_bitlinear` to training form: latent weights, ready to train.
+
+    ``convert_convolutions(module, pack=False)`` does the same for convolutions.
+    """
     return convert_linear_to_bitlinear(module, inplace, pack=False, **options)
 
 
@@ -88,7 +140,7 @@ def pack(module: Model) -> Model:
     """
     layers = [layer for layer in _quantized_layers(module) if layer.weight is not None]
     uses = Counter(id(layer.weight) for layer in layers)
-    first_of: dict[tuple[Any, ...], QuantizedLinear] = {}
+    first_of: dict[tuple[Any, ...], QuantizedLayer] = {}
     held = []  # shared weights stay alive to the end: a freed one's id could be met again
     for layer in layers:
         shared = uses[id(layer.weight)] > 1
@@ -123,29 +175,31 @@ def unpack(module: Model) -> Model:
 _ASKED = "named in skip"
 
 
-def _select(module: nn.Module, skip: Sequence[str], report: ConversionReport) -> dict[str, nn.Linear]:
-    """The linear layers to convert, by their first name; fills in what is left alone."""
+def _select(
+    module: nn.Module, skip: Sequence[str], report: ConversionReport, kind: _Kind
+) -> dict[str, nn.Module]:
+    """The layers to convert, by their first name; fills in what is left alone."""
     modules = dict(module.named_modules(remove_duplicate=False))
     unmatched = [pattern for pattern in skip if not any(_matches(name, [pattern]) for name in modules)]
     if unmatched:
-        names = [name for name, m in modules.items() if isinstance(m, nn.Linear)]
+        names = [name for name, m in modules.items() if isinstance(m, kind.classes)]
         raise ValueError(
             f"skip names {', '.join(map(repr, unmatched))}, which match no module; "
-            f"linear layers are {', '.join(map(repr, names[:12]))}{' ...' if len(names) > 12 else ''}"
+            f"{kind.plural} are {', '.join(map(repr, names[:12]))}{' ...' if len(names) > 12 else ''}"
         )
-    chosen: dict[str, nn.Linear] = {}
+    chosen: dict[str, nn.Module] = {}
     refused: set[int] = set()
     for name, candidate in modules.items():
-        if not isinstance(candidate, nn.Linear):
+        if not isinstance(candidate, kind.classes):
             continue
-        why = _why_not(name, candidate, skip)
+        why = _why_not(name, candidate, skip, kind)
         if why:
             report.skipped[name] = why
             refused.add(id(candidate))
         elif all(candidate is not other for other in chosen.values()):
             chosen[name] = candidate
     # A module skipped under one of its names is skipped under all.
-    chosen = {name: linear for name, linear in chosen.items() if id(linear) not in refused}
+    chosen = {name: old for name, old in chosen.items() if id(old) not in refused}
     while tied := _tied_outside(modules.values(), chosen):
         for name, other in tied.items():
             report.skipped[name] = f"its weight is shared with a {other}, which is not converted"
@@ -153,14 +207,16 @@ def _select(module: nn.Module, skip: Sequence[str], report: ConversionReport) ->
     return chosen
 
 
-def _why_not(name: str, linear: nn.Linear, skip: Sequence[str]) -> str:
+def _why_not(name: str, old: nn.Module, skip: Sequence[str], kind: _Kind) -> str:
     if _matches(name, skip):
         return f"{_ASKED}: {name}"
-    if type(linear) is not nn.Linear:
-        return f"{type(linear).__name__} is a subclass of nn.Linear that its owner may rely on"
-    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
+    if type(old) not in kind.classes:
+        base = next(base for base in kind.classes if isinstance(old, base))
+        return f"{type(old).__name__} is a subclass of nn.{base.__name__} that its owner may rely on"
+    if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks:
         return "it has hooks, which would be lost"
-    return ""
+    mode = getattr(old, "padding_mode", "zeros")
+    return "" if mode == "zeros" else f"it pads by {mode!r}, low-bit convolutions by one value"
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -170,54 +226,55 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
 
 
-def _tied_outside(modules: Iterable[nn.Module], chosen: dict[str, nn.Linear]) -> dict[str, str]:
+def _tied_outside(modules: Iterable[nn.Module], chosen: dict[str, nn.Module]) -> dict[str, str]:
     """Chosen layers whose weight some module that is not chosen holds too, with its type."""
-    ids = {id(linear) for linear in chosen.values()}
+    ids = {id(old) for old in chosen.values()}
     owners: dict[int, str] = {}
     for module in modules:
         if id(module) not in ids:
             owners.update({id(p): type(module).__name__ for p in module.parameters(recurse=False)})
-    return {name: owners[id(linear.weight)] for name, linear in chosen.items() if id(linear.weight) in owners}
+    return {name: owners[id(old.weight)] for name, old in chosen.items() if id(old.weight) in owners}
 
 
-def _build(
-    linears: dict[str, nn.Linear], layer: type[QuantizedLinear], options: dict[str, Any]
-) -> dict[int, QuantizedLinear]:
-    """The replacement of each linear layer, by the id of the old one; ties are kept."""
-    replacements: dict[int, QuantizedLinear] = {}
-    first_of: dict[int, QuantizedLinear] = {}
-    for name, linear in linears.items():
-        first = first_of.get(id(linear.weight))
-        if first is not None and first.is_packed and first.bias is linear.bias:
-            replacements[id(linear)] = first  # nothing tells them apart: one module, tied for good
+def _build(olds: dict[str, nn.Module], kind: _Kind) -> dict[int, QuantizedLayer]:
+    """The replacement of each layer, by the id of the old one; ties are kept."""
+    replacements: dict[int, QuantizedLayer] = {}
+    first_of: dict[int, QuantizedLayer] = {}
+    alike: dict[tuple[Any, ...], QuantizedLayer] = {}
+    for name, old in olds.items():
+        places = (getattr(old, place, None) for place in ("stride", "padding", "dilation", "groups"))
+        key = (id(old.weight), id(old.bias), *places)
+        if key in alike and alike[key].is_packed:
+            replacements[id(old)] = alike[key]  # nothing tells them apart: one module, tied for good
             continue
         try:
-            new = layer.from_linear(linear, **options)
+            new = kind.replace(old)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name or 'the root module'}: {error}") from error
         # The old layer goes: its Parameters live on, so that ties and optimizers keep them.
-        new.bias = cast("nn.Parameter | None", linear.bias)
+        new.bias = cast("nn.Parameter | None", old.bias)
         if not new.is_packed:
-            new.weight = cast("nn.Parameter", linear.weight)
-        elif first is not None:
-            new.share_packed(first)
-        first_of.setdefault(id(linear.weight), new)
-        replacements[id(linear)] = new
+            new.weight = cast("nn.Parameter", old.weight)
+        elif id(old.weight) in first_of:
+            new.share_packed(first_of[id(old.weight)])
+        first_of.setdefault(id(old.weight), new)
+        alike[key] = replacements[id(old)] = new
     return replacements
 
 
-def _replace_children(module: nn.Module, replacements: dict[int, QuantizedLinear]) -> None:
+def _replace_children(module: nn.Module, replacements: dict[int, QuantizedLayer]) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):  # named_children() drops second names
             if id(child) in replacements:
                 setattr(parent, name, replacements[id(child)])
+    leave_fused_paths(module)
 
 
-def _quantized_layers(module: nn.Module) -> list[QuantizedLinear]:
-    return [m for m in module.modules() if isinstance(m, QuantizedLinear)]
+def _quantized_layers(module: nn.Module) -> list[QuantizedLayer]:
+    return [m for m in module.modules() if isinstance(m, QuantizedLayer)]
 
 
-def _numerics(layer: QuantizedLinear) -> tuple[Any, ...]:
+def _numerics(layer: QuantizedLayer) -> tuple[Any, ...]:
     """Everything that fixes what packing makes of a weight."""
     return (
         type(layer),

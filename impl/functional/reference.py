@@ -51,17 +51,34 @@ def check_operands(
     widths: tuple[int, ...],
 ) -> None:
     """Refuse operands that the operator for ``formats`` and activation ``widths`` does not take."""
+    check_format(weight, activation_bits, formats, widths)
+    check_activations(x, weight.cols)
+    check_bias(bias, weight)
+
+
+def check_format(
+    weight: PackedWeight,
+    activation_bits: int | None,
+    formats: tuple[str, ...],
+    widths: tuple[int, ...],
+    operation: str = "linear",
+) -> None:
+    """Refuse a weight of another format than ``formats`` and another activation width than ``widths``."""
     if weight.format not in formats:
+        other = "ternary" if "binary" in formats else "binary"
         raise ValueError(
             f"this operator takes weights of format {' or '.join(map(repr, formats))}, "
-            f"got {weight.format!r}: call {'ternary' if 'binary' in formats else 'binary'}_linear"
+            f"got {weight.format!r}: call {other}_{operation}"
         )
     if activation_bits is not None and activation_bits not in widths:
         raise ValueError(
             f"activation_bits must be None or one of {', '.join(map(str, widths))} "
             f"for {weight.format} weights, got {activation_bits!r}"
         )
-    check_activations(x, weight.cols)
+
+
+def check_bias(bias: Tensor | None, weight: PackedWeight) -> None:
+    """Refuse a bias that ``weight`` does not go with."""
     if bias is None:
         return
     if not bias.is_floating_point():

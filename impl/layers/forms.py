@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from impl import native
 from impl.checks import ACTIVATION_DTYPES
-from impl.packing import Header, PackedWeight, read_header
+from impl.packing import Header, PackedWeight, check_packed, read_header
 
 #: Buffers of the packed form.
 PACKED = ("codes", "scales", "packing")
@@ -42,7 +42,7 @@ class TwoForms(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._prepared: native.PreparedLinear | None = None
+        self._prepared: Any = None  # what calls keep between them; says nothing that the buffers do not
         self._served: native.PreparedLinear | str = ""
 
     def _register_packed_buffers(self) -> None:
@@ -53,6 +53,11 @@ class TwoForms(nn.Module):
     def is_packed(self) -> bool:
         """Whether the layer is in packed form."""
         return self._buffers["codes"] is not None
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the latent weight."""
+        return self.out_features, self.in_features
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -91,12 +96,18 @@ class TwoForms(nn.Module):
         RuntimeError where it is in training form.
         """
         theirs = other.packed_weight
-        own = (self.format, self.components, self.out_features, self.in_features, self.group_size)
-        if (theirs.format, theirs.components, theirs.rows, theirs.cols, theirs.group_size) != own:
+        if other._header(1) != self._header(1):  # whatever shares a scale
             raise ValueError(f"the packed weight of {other} does not fit {self}")
         assert other.packing is not None
         self._become_packed(theirs.codes, theirs.scales, other.packing)
         return self
+
+    def _header(self, scale_rows: int) -> Header:
+        """Header of this layer's packed weight with so many rows of scales."""
+        return Header(
+            self.format, self.components, self.out_features, self.in_features, self.group_size, scale_rows,
+            kernel=self.weight_shape[2:],
+        )  # fmt: skip
 
     def _latent(self, what: str) -> nn.Parameter:
         if self.weight is None:
@@ -131,7 +142,7 @@ class TwoForms(nn.Module):
             super()._apply(fn, recurse)
             moved = {name: _keep_dtype(fn, tensor) for name, tensor in held.items()}
             if held["packing"].is_meta and not moved["packing"].is_meta:  # to_empty(): fill what is known
-                moved["packing"].copy_(_header_of(self, held["scales"]).to_tensor())
+                moved["packing"].copy_(self._header(held["scales"].shape[1]).to_tensor())
             probe = torch.empty(0, dtype=self._weight_dtype, device=held["codes"].device)
             dtype = fn(probe).dtype
             self._weight_dtype = dtype if dtype in ACTIVATION_DTYPES else self._weight_dtype
@@ -167,17 +178,6 @@ class TwoForms(nn.Module):
         )
 
 
-def _header_of(layer: TwoForms, scales: Tensor) -> Header:
-    return Header(
-        layer.format,
-        layer.components,
-        layer.out_features,
-        layer.in_features,
-        layer.group_size,
-        scales.shape[1],
-    )
-
-
 def _keep_dtype(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """``fn(tensor)``, or where ``fn`` casts only its move to another device."""
     moved = fn(tensor)
@@ -194,6 +194,11 @@ def _adopt_form(layer: TwoForms, state: Mapping[str, Any], prefix: str) -> None:
     packed = [key for key in PACKED if prefix + key in state]
     if packed and prefix + "weight" in state:
         raise ValueError(f"{name}: the state holds a latent weight and packed codes: keep one of them")
+    if packed and hasattr(layer.weight, "full_tensor"):  # a DTensor
+        raise ValueError(
+            f"{name}: the layer is sharded over processes and takes a latent weight only: load the packed "
+            "state before sharding"
+        )
     if len(packed) == len(PACKED):
         header = _check_packed(layer, {key: state[prefix + key] for key in PACKED}, name)
         device = (layer.codes if layer.weight is None else layer.weight).device  # type: ignore[union-attr]
@@ -204,7 +209,7 @@ def _adopt_form(layer: TwoForms, state: Mapping[str, Any], prefix: str) -> None:
             layer._become_packed(codes, scales, header.to_tensor().to(device))
     elif prefix + "weight" in state and layer.is_packed:
         weight = state[prefix + "weight"]
-        shape = (layer.out_features, layer.in_features)
+        shape = layer.weight_shape
         if tuple(weight.shape) != shape:
             raise ValueError(f"{name}: weight has shape {list(weight.shape)}, this layer needs {list(shape)}")
         assert layer.codes is not None
@@ -228,6 +233,7 @@ def _check_packed(layer: TwoForms, tensors: Mapping[str, Tensor], name: str) -> 
             ("out_features", header.rows, layer.out_features),
             ("in_features", header.cols, layer.in_features),
             ("group_size", header.group_size, layer.group_size),
+            ("kernel", header.kernel, layer.weight_shape[2:]),
         )
         if found != own
     ]
@@ -235,15 +241,8 @@ def _check_packed(layer: TwoForms, tensors: Mapping[str, Tensor], name: str) -> 
         raise ValueError(
             f"{name}: the packed state has {'; '.join(differences)}: build the layer as the state was built"
         )
-    codes, scales = tensors["codes"], tensors["scales"]
-    if codes.dtype != torch.uint8 or tuple(codes.shape) != (header.codes_bytes,):
-        raise ValueError(
-            f"{name}.codes are {codes.dtype} {list(codes.shape)}, the header says uint8 "
-            f"[{header.codes_bytes}]"
-        )
-    if scales.dtype not in (torch.float32, torch.float16) or tuple(scales.shape) != header.scales_shape:
-        raise ValueError(
-            f"{name}.scales are {scales.dtype} {list(scales.shape)}, the header says float32 or float16 "
-            f"{list(header.scales_shape)}"
-        )
+    try:
+        check_packed(header, tensors["codes"], tensors["scales"])
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from error
     return header

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from impl.checks import check_choice, check_components
 from impl.layers.base import QuantizedLinear
-from impl.quantizers import RULES, Quantized, quantize_k_ternary
+from impl.layers.rules import MultiTernaryWeight
+from impl.quantizers import RULES
 
 
-class MultiTernaryLinear(QuantizedLinear):
+class MultiTernaryLinear(MultiTernaryWeight, QuantizedLinear):
     """Linear layer whose weight is the sum of ``k`` ternary matrices, each with its own scales.
 
     All components are applied in one pass over the activations. In training form the components
@@ -21,9 +22,6 @@ class MultiTernaryLinear(QuantizedLinear):
     change the values: with ``refit=False`` packing keeps exactly what training used.
     ``activation_bits``: None (float), 8 or 16.
     """
-
-    formats: ClassVar[tuple[str, ...]] = ("base3", "two_bit")
-    activations: ClassVar[tuple[int | None, ...]] = (None, 8, 16)
 
     def __init__(
         self,
@@ -59,45 +57,10 @@ class MultiTernaryLinear(QuantizedLinear):
         self.rule = check_choice("rule", rule, RULES)
         self.refit = refit
 
-    @property
-    def k(self) -> int:
-        """Number of ternary components."""
-        return self.components
-
     @classmethod
     def from_linear(
         cls, linear: nn.Linear, k: int = 2, *, pack: bool = True, rule: str | None = None, **options: Any
     ) -> Self:
         """As :meth:`QuantizedLinear.from_linear`; ``rule`` None is ``optimal`` when packing, else
         ``twn``."""
-        return super().from_linear(
-            linear, pack=pack, k=k, rule=rule or ("optimal" if pack else "twn"), **options
-        )
-
-    @classmethod
-    def _options_for(cls, components: int) -> dict[str, Any]:
-        return {"k": components}
-
-    def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
-        return quantize_k_ternary(
-            weight,
-            self.components,
-            group_size=self.group_size,
-            rule=self.rule,
-            refit=final and self.refit,
-            check_finite=final,
-        )
-
-    @property
-    def W_ternary(self) -> Tensor:
-        """Codes -1, 0 and +1 as float32 [k, out_features, in_features], decoded on demand."""
-        return self._codes_and_scales()[0].to(torch.float32)
-
-    @property
-    def gammas(self) -> Tensor:
-        """Scales, float32 [k, out_features] ([k, out_features, groups] with groups)."""
-        scales = self._codes_and_scales()[1]
-        return scales if self.group_size is not None else scales[..., 0]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rule={self.rule}"
+        return super().from_linear(linear, pack=pack, k=k, rule=rule or cls._rule_for(pack), **options)

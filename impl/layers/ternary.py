@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from impl.checks import check_choice
 from impl.layers.base import QuantizedLinear
-from impl.quantizers import RULES, Quantized, quantize_ternary
+from impl.layers.rules import TernaryWeight
+from impl.quantizers import RULES
 
 
-class BitLinear(QuantizedLinear):
+class BitLinear(TernaryWeight, QuantizedLinear):
     """Linear layer with weights -1, 0 and +1 times a scale: 1.6 (``base3``) or 2 (``two_bit``)
     bits per weight once packed.
 
@@ -21,9 +22,6 @@ class BitLinear(QuantizedLinear):
     and is what :meth:`from_linear` uses when it packs. ``scale``: "row", "tensor", or None for the
     rule's own (``absmean``: per tensor). ``activation_bits``: None (float), 8 or 16.
     """
-
-    formats: ClassVar[tuple[str, ...]] = ("base3", "two_bit")
-    activations: ClassVar[tuple[int | None, ...]] = (None, 8, 16)
 
     def __init__(
         self,
@@ -63,29 +61,4 @@ class BitLinear(QuantizedLinear):
     ) -> Self:
         """As :meth:`QuantizedLinear.from_linear`; ``rule`` None is ``optimal`` when packing, else
         ``absmean``."""
-        return super().from_linear(
-            linear, pack=pack, rule=rule or ("optimal" if pack else "absmean"), **options
-        )
-
-    def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
-        return quantize_ternary(
-            weight, rule=self.rule, scale=self.scale, group_size=self.group_size, check_finite=final
-        )
-
-    def _scale_rows(self) -> int:
-        own = self.scale or ("tensor" if self.rule == "absmean" and self.group_size is None else "row")
-        return 1 if own == "tensor" else self.out_features
-
-    @property
-    def W_ternary(self) -> Tensor:
-        """Codes -1, 0 and +1 as float32 [out_features, in_features], decoded on demand."""
-        return self._codes_and_scales()[0][0].to(torch.float32)
-
-    @property
-    def gamma(self) -> Tensor:
-        """Scale of each output channel, float32 [out_features] ([out_features, groups] with groups)."""
-        scales = self._codes_and_scales()[1][0]
-        return scales if self.group_size is not None else scales[:, 0]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rule={self.rule}"
+        return super().from_linear(linear, pack=pack, rule=rule or cls._rule_for(pack), **options)

@@ -1,6 +1,7 @@
 """Weight codes as bytes: the packed layouts of ``impl.h``, their header, and foreign layouts."""
 
 from impl.packing.container import Header, PackedWeight, pack_header, read_header
+from impl.packing.damage import check_packed, check_scales
 from impl.packing.interchange import (
     compression_ratio,
     estimate_memory_savings,
@@ -17,6 +18,8 @@ __all__ = [
     "LAYOUT_V1",
     "Header",
     "PackedWeight",
+    "check_packed",
+    "check_scales",
     "codes_bytes",
     "compression_ratio",
     "estimate_memory_savings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,12 @@ from impl.packing.layout import FORMATS, LAYOUT_V1, codes_bytes, pack, unpack
 
 HEADER_VERSION = 1
 HEADER_LENGTH = 8
+"""Entries of a matrix's header; that of a convolution goes on with the sizes of its kernel."""
+MOST_KERNEL_SIZES = 3
 
 _FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
-_SCALE_DTYPES = (torch.float32, torch.float16)
+SCALE_DTYPES = (torch.float32, torch.float16)
+"""Dtypes that scales are kept in."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Header:
     scale_rows: int
     version: int = HEADER_VERSION
     layout: int = LAYOUT_V1
+    kernel: tuple[int, ...] = ()
+    """Sizes of a convolution's kernel, whose columns are taps times channels; () of a plain matrix."""
 
     def __post_init__(self) -> None:
         if self.version != HEADER_VERSION:
@@ -48,6 +54,10 @@ class Header:
         check_group_size(self.group_size)
         if self.scale_rows not in (1, self.rows):
             raise ValueError(f"scale rows must be 1 or rows = {self.rows}, got {self.scale_rows}")
+        for size in self.kernel:
+            check_positive("kernel", size)
+        if self.cols % math.prod(self.kernel):
+            raise ValueError(f"a kernel of sizes {self.kernel} does not divide {self.cols} columns")
 
     @property
     def codes_bytes(self) -> int:
@@ -60,7 +70,8 @@ class Header:
         return self.components, self.scale_rows, group_count(self.cols, self.group_size)
 
     def to_tensor(self) -> Tensor:
-        """int64 [8]: version, format, layout, components, rows, cols, group size or 0, scale rows."""
+        """int64 [8]: version, format, layout, components, rows, cols, group size or 0, scale rows;
+        then, of a convolution, its 1 to 3 kernel sizes."""
         return torch.tensor(
             [
                 self.version,
@@ -71,6 +82,7 @@ class Header:
                 self.cols,
                 self.group_size or 0,
                 self.scale_rows,
+                *self.kernel,
             ],
             dtype=torch.int64,
         )
@@ -85,10 +97,18 @@ def pack_header(
 
 def read_header(header: Tensor) -> Header:
     """Decode and check a header tensor. ValueError for unknown versions, layouts and formats."""
-    if not isinstance(header, Tensor) or header.dtype != torch.int64 or header.shape != (HEADER_LENGTH,):
+    if (
+        not isinstance(header, Tensor)
+        or header.dtype != torch.int64
+        or header.dim() != 1
+        or not HEADER_LENGTH <= len(header) <= HEADER_LENGTH + MOST_KERNEL_SIZES
+    ):
         got = f"{header.dtype} {tuple(header.shape)}" if isinstance(header, Tensor) else type(header).__name__
-        raise ValueError(f"a packing header is an int64 tensor of shape [{HEADER_LENGTH}], got {got}")
-    version, format_number, layout, components, rows, cols, group_size, scale_rows = header.tolist()
+        raise ValueError(
+            f"a packing header is an int64 tensor of shape [{HEADER_LENGTH}], or up to "
+            f"[{HEADER_LENGTH + MOST_KERNEL_SIZES}] of a convolution, got {got}"
+        )
+    version, format_number, layout, components, rows, cols, group_size, scale_rows, *kernel = header.tolist()
     # An unknown version or layout may number its formats otherwise: name that cause first.
     if version == HEADER_VERSION and layout == LAYOUT_V1 and format_number not in _FORMAT_NAMES:
         known = ", ".join(f"{number} = {name}" for number, name in _FORMAT_NAMES.items())
@@ -102,6 +122,7 @@ def read_header(header: Tensor) -> Header:
         scale_rows=scale_rows,
         version=version,
         layout=layout,
+        kernel=tuple(kernel),
     )
 
 
@@ -133,7 +154,7 @@ class PackedWeight:
                 f"scales of {self.components} x {self.rows} x {self.cols} with group_size "
                 f"{self.group_size} have shape {header.scales_shape}, got {tuple(self.scales.shape)}"
             )
-        if self.scales.dtype not in _SCALE_DTYPES:
+        if self.scales.dtype not in SCALE_DTYPES:
             raise TypeError(f"scales must be float32 or float16, got {self.scales.dtype}")
         if self.scales.device != self.codes.device:
             raise ValueError(

@@ -24,46 +24,46 @@ def check_activation_bits(bits: int) -> int:
     return bits
 
 
-def quantize_activations(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) -> tuple[Tensor, Tensor]:
     """Integer activations and their scale, for each row of ``x`` [..., n] (float32, bf16 or fp16).
 
     8 and 16 bits: with amax = max(max|x|, 1e-5) and L = 127 or 32512, in float32,
     q = clamp(round_half_even(x * (L / amax)), -L, L) and scale = amax / L. 1 bit: q = +1 where
     x >= 0 (so also at -0.0), else -1, and scale = mean|x|, summed in float64.
 
-    Returns q [..., n], int8 (int16 for 16 bits), and scale float32 [..., 1]. A row with a NaN or an
-    infinity has a scale of NaN and codes 0 (1 bit: codes by the same comparison).
+    ``dim``: the dimensions along which values share a scale, by default a row's.
+
+    Returns q, int8 (int16 for 16 bits), in the shape of ``x``, and scale float32 with size 1 along
+    ``dim``. A row with a NaN or an infinity has a scale of NaN and codes 0 (1 bit: codes by the same
+    comparison).
     """
     check_activation_bits(bits)
     values = check_activations(x).detach().to(torch.float32)
+    finite = torch.isfinite(values).all(dim=dim, keepdim=True)
     if bits == 1:
-        scale = values.abs().mean(dim=-1, keepdim=True, dtype=torch.float64).to(torch.float32)
-        return torch.where(values >= 0, 1, -1).to(torch.int8), _nan_unless_finite(scale, values)
+        scale = values.abs().mean(dim=dim, keepdim=True, dtype=torch.float64).to(torch.float32)
+        return torch.where(values >= 0, 1, -1).to(torch.int8), torch.where(finite, scale, torch.nan)
     limit = _LEVELS[bits]
-    amax = values.abs().amax(dim=-1, keepdim=True).clamp_min(_FLOOR)
+    amax = values.abs().amax(dim=dim, keepdim=True).clamp_min(_FLOOR)
     # A tensor over a tensor: number / tensor would be a reciprocal and a product, rounded twice.
     levels = torch.full_like(amax, limit)
     q = (values * (levels / amax)).round().clamp(-limit, limit)
     q = torch.where(torch.isfinite(amax), q, 0.0)
-    return q.to(torch.int8 if bits == 8 else torch.int16), _nan_unless_finite(amax / levels, values)
+    return q.to(torch.int8 if bits == 8 else torch.int16), torch.where(finite, amax / levels, torch.nan)
 
 
-def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
+def fake_quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) -> Tensor:
     """``x`` rounded to the values that ``bits`` can hold, in its own dtype, differentiable.
 
     The gradient passes unchanged for 8 and 16 bits. For 1 bit it passes where |x| <= 2 mean|x|: the
     window of bitorch_engine's initial scale, which unlike a fixed window (|x| <= 1) does not depend
-    on the unit of x.
+    on the unit of x. ``dim`` as in :func:`quantize_activations`.
     """
-    q, scale = quantize_activations(x, bits)
-    value = (q * scale).to(x.dtype)
-    # Adds an exact zero that carries the gradient.
-    surrogate = x - x.detach()
-    if bits == 1:
-        surrogate = surrogate * (x.detach().abs() <= SIGN_WINDOW * scale)
-    return value + surrogate
+    q, scale = quantize_activations(x, bits, dim)
+    return (q * scale).to(x.dtype) + carrier(x, scale, bits)
 
 
-def _nan_unless_finite(scale: Tensor, values: Tensor) -> Tensor:
-    finite = torch.isfinite(values).all(dim=-1, keepdim=True)
-    return torch.where(finite, scale, torch.nan)
+def carrier(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Zeros that carry the gradient of quantised activations to ``x``."""
+    zeros = x - x.detach()
+    return zeros * (x.detach().abs() <= SIGN_WINDOW * scale) if bits == 1 else zeros

@@ -132,8 +132,11 @@ def blocks(weight: Tensor, group_size: int | None, cost: int = 1) -> Iterator[Bl
     width = cols if group_size is None else min(group_size, cols)
     whole = cols // width
     step = max(1, BLOCK_ELEMENTS // (cost * cols))
-    for begin in range(0, rows, step):
-        part = slice(begin, min(begin + step, rows))
+    # A traced graph is one block: it would hold a copy of the loop's body for each, and a number of rows
+    # that is not known yet cannot be cut.
+    traced = torch.compiler.is_compiling()
+    parts = [slice(None)] if traced else [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+    for part in parts:
         yield Block(part, slice(0, whole * width), slice(0, whole), width)
         if whole * width < cols:
             yield Block(part, slice(whole * width, cols), slice(whole, whole + 1), cols - whole * width)

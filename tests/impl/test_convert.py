@@ -118,6 +118,7 @@ def test_options_dtype_and_device_reach_the_layers():
     ],
 )
 def test_skip_takes_names_and_globs(skip, left):
+    """seed 004: no skip list, no exemption for an output head."""
     report = ConversionReport()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what was asked for is not warned of
@@ -173,6 +174,7 @@ def test_one_module_under_two_names_stays_one():
 
 
 def test_tied_layers_stay_tied():
+    """seed 004: tied weights come apart."""
     def tied(bias):
         model = nn.Sequential(nn.Linear(8, 8, bias=bias), nn.Linear(8, 8, bias=bias))
         model[1].weight = model[0].weight
@@ -248,6 +250,7 @@ def test_prepare_trains_pack_serves_unpack_returns():
 
 
 def test_memory_falls_by_the_ratio_of_the_format():
+    """kyegomez: size unchanged after conversion (#40)."""
     model = nn.Sequential(nn.Linear(1000, 1000, bias=False))
     before = sum(p.untyped_storage().nbytes() for p in model.parameters())
     convert_linear_to_bitlinear(model)

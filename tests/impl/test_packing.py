@@ -260,6 +260,7 @@ class TestForeignLayouts:
         assert torch.equal(unpack_ternary_base3(packed, original), weight)
 
     def test_base3_hand_computed(self):
+        """seed 004: padding digits are zero and decode to -1: they go by the shape."""
         packed, shape = pack_ternary_base3(torch.tensor([-1.0, 0, 1, 1, -1, 1]))
         assert packed.tolist() == [75, 2]
         assert unpack_ternary_base3(packed, shape, torch.int8).tolist() == [-1, 0, 1, 1, -1, 1]

@@ -108,6 +108,7 @@ class TestTernary:
 
     @pytest.mark.parametrize(("rule", "error"), [("optimal", 0.435), ("twn", 0.437), ("absmax", 0.84)])
     def test_error_on_gaussian_rows(self, rule, error):
+        """seed 004: its rule, absmax, keeps next to nothing of Gaussian weights."""
         weight = gaussian(200, 512)
         assert relative_error(weight, quantize_ternary(weight, rule=rule)) == pytest.approx(error, abs=0.01)
 

@@ -1,10 +1,6 @@
-"""The operators as ``torch.ops.bitimpl``: schemas, fakes, dispatch and autograd.
-
-``binary_linear`` and ``ternary_linear`` give y [..., rows] = x [..., cols] times the transposed
-packed weight, plus bias. They serve autograd, ``torch.compile`` and export; eager inference calls
-:class:`impl.native.PreparedLinear` directly. ``linear_input_grad`` is their gradient towards x.
-
-Importing this module registers the operators, once.
+"""``binary_linear`` and ``ternary_linear``: y [..., rows] = x [..., cols] times the transposed packed
+weight, plus bias. Eager inference calls :class:`impl.native.PreparedLinear` directly.
+``linear_input_grad`` is their gradient towards x.
 """
 
 from __future__ import annotations
@@ -17,12 +13,11 @@ from torch import Tensor
 
 from impl import decoding, functional, native
 from impl.checks import check_activations
+from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register
 from impl.packing import FORMATS, PackedWeight
 from impl.quantizers import quantize_activations
 from impl.quantizers.activations import SIGN_WINDOW
 from impl.tiles import row_tiles
-
-_FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
 
 _WEIGHT_SCHEMA = "int rows, int cols, int components, int group_size, int format"
 _LINEAR_SCHEMA = (
@@ -36,26 +31,7 @@ ACTIVATIONS = {"binary_linear": (0, 1, 8, 16), "ternary_linear": (0, 8, 16)}
 
 def check_input(x: Tensor, in_features: int, device: torch.device) -> Tensor:
     """Return ``x`` if a packed layer on ``device`` can take it; else TypeError or ValueError."""
-    check_activations(x, in_features)
-    if x.device != device:
-        raise ValueError(f"the input is on {x.device}, the packed weight on {device}: move one with .to()")
-    return x
-
-
-def _packed(
-    codes: Tensor, scales: Tensor, rows: int, cols: int, components: int, group_size: int, format: int
-) -> PackedWeight:
-    if format not in _FORMAT_NAMES:
-        raise ValueError(f"format={format} is unknown, the formats are {FORMATS}")
-    return PackedWeight(
-        format=_FORMAT_NAMES[format],
-        components=components,
-        rows=rows,
-        cols=cols,
-        group_size=group_size or None,
-        codes=codes,
-        scales=scales,
-    )
+    return check_device(check_activations(x, in_features), device)
 
 
 def _linear(
@@ -91,7 +67,7 @@ def _linear_kernel(
     format: int,
     activation_bits: int,
 ) -> Tensor:
-    weight = _packed(codes, scales, rows, cols, components, group_size, format)
+    weight = packed_weight(codes, scales, rows, cols, components, group_size, format)
     return _linear(operator, x, weight, bias, activation_bits)
 
 
@@ -119,7 +95,7 @@ def _linear_input_grad(
     format: int,
 ) -> Tensor:
     """grad [..., rows] times the decoded weight, tile by tile: [..., cols] in the dtype of grad."""
-    weight = _packed(codes, scales, rows, cols, components, group_size, format)
+    weight = packed_weight(codes, scales, rows, cols, components, group_size, format)
     flat = grad.reshape(-1, rows).to(torch.float32)
     out = flat.new_zeros((flat.shape[0], cols))
     for begin, end in row_tiles(weight):
@@ -201,26 +177,26 @@ def _linear_input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, 
     """The gradient towards x is linear in the gradient of y; its own gradient is the layer with
     float activations."""
     codes, scales = ctx.saved_tensors
-    name = _FORMAT_NAMES[ctx.numbers[-1]]
+    name = FORMAT_NAMES[ctx.numbers[-1]]
     operator = getattr(torch.ops.bitimpl, native.operator_of(name))
     back = operator(grad, codes, scales, None, *ctx.numbers, 0)
     return (back, None, None, *(None for _ in ctx.numbers))
 
 
-_library = torch.library.Library("bitimpl", "DEF")
 for _name in ACTIVATIONS:
-    _library.define(_name + _LINEAR_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, functools.partial(_linear_kernel, _name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"bitimpl::{_name}", _linear_fake, lib=_library)
-    torch.library.register_autograd(
-        f"bitimpl::{_name}", _linear_backward, setup_context=_linear_setup, lib=_library
+    register(
+        _name,
+        _LINEAR_SCHEMA,
+        functools.partial(_linear_kernel, _name),
+        _linear_fake,
+        _linear_setup,
+        _linear_backward,
     )
-_library.define("linear_input_grad" + _GRAD_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-_library.impl("linear_input_grad", _linear_input_grad, "CompositeExplicitAutograd")
-torch.library.register_fake("bitimpl::linear_input_grad", _linear_input_grad_fake, lib=_library)
-torch.library.register_autograd(
-    "bitimpl::linear_input_grad",
+register(
+    "linear_input_grad",
+    _GRAD_SCHEMA,
+    _linear_input_grad,
+    _linear_input_grad_fake,
+    _linear_input_grad_setup,
     _linear_input_grad_backward,
-    setup_context=_linear_input_grad_setup,
-    lib=_library,
 )

@@ -1,0 +1,297 @@
+"""The base of the binary, ternary and k-ternary convolutions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from impl import native, ops
+from impl.checks import check_integer, check_positive
+from impl.convolution import convolve
+from impl.functional.conv_reference import check_image
+from impl.geometry import ConvGeometry, from_matrix, to_matrix
+from impl.layers.calls import autocast, is_plain, refuse_derivatives
+from impl.layers.quantized import QuantizedLayer, codes_of_components
+from impl.ops.conv import place_arguments, weight_arguments
+from impl.ops.library import check_device
+from impl.packing import PackedWeight
+from impl.quantizers import fake_quantize_samples
+
+_CPU = torch.device("cpu")
+
+#: What may be given for each spatial dimension alike, or as one number a dimension.
+Sizes = int | tuple[int, ...] | list[int]
+
+_TORCH_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+class QuantizedConv(QuantizedLayer):
+    """Base of the convolutions with 1 to k-component low-bit weights
+    [out_channels, in_channels / groups, *kernel].
+
+    ``y = layer(x)`` is the cross-correlation that ``nn.Conv2d`` computes, of x [batch, in_channels,
+    *spatial] or [in_channels, *spatial]. Activations are quantised per sample, over channels and
+    space; ``padding_value`` is what padding adds:
+
+    ``activation_bits=1``    a sign, -1 or +1, or 0: such positions count for nothing
+    ``activation_bits`` else a value of the input, -1, 0 or +1, quantised with the rest of its sample
+
+    Attributes: ``in_channels``, ``out_channels``, ``kernel_size``, ``stride``, ``padding``,
+    ``dilation``, ``groups`` as of ``nn.Conv2d``, ``padding_value``, ``geometry`` (all of these as a
+    :class:`~impl.geometry.ConvGeometry`), and those of :class:`~impl.layers.quantized.QuantizedLayer`.
+    ``in_features`` and ``out_features`` are the sides of the matrix that the weight is packed as.
+    """
+
+    operation: ClassVar[str] = "conv"
+    dims: ClassVar[int]
+    """Spatial dimensions. A class without a number of its own stands for those of :attr:`by_dims`."""
+    by_dims: ClassVar[dict[int, type[QuantizedConv]]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes,
+        padding: Sizes | str,
+        dilation: Sizes,
+        groups: int,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        *,
+        padding_value: float,
+        **options: Any,
+    ) -> None:
+        dims = self._dims()
+        in_channels = check_positive("in_channels", in_channels)
+        out_channels = check_positive("out_channels", out_channels)
+        groups = check_positive("groups", groups)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"{name} = {channels} must be a multiple of groups = {groups}")
+        kernel = _sizes("kernel_size", kernel_size, dims)
+        steps, reach = _sizes("stride", stride, dims), _sizes("dilation", dilation, dims)
+        sides = _padding(padding, kernel, steps, reach)
+        geometry = ConvGeometry(kernel, steps, sides, reach, groups, padding_value)
+        shape = (out_channels, in_channels // groups, *kernel)
+        super().__init__(shape, bias, device, dtype, group_size=None, **options)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.dilation, self.groups = kernel, steps, reach, groups
+        self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in sides)
+        self.padding_value = float(padding_value)
+        self.geometry = geometry
+        self._places = (*place_arguments(geometry), self.padding_value)
+
+    @classmethod
+    def _dims(cls) -> int:
+        dims = getattr(cls, "dims", None)
+        if dims is None:
+            names = ", ".join(kind.__name__ for kind in cls.by_dims.values())
+            raise TypeError(f"{cls.__name__} stands for any number of spatial dimensions: use {names}")
+        return dims
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
+    def _to_matrix(self, weight: Tensor) -> Tensor:
+        return to_matrix(weight)
+
+    def _from_matrix(self, matrix: Tensor) -> Tensor:
+        return from_matrix(matrix, self.geometry)
+
+    # ---- construction -----------------------------------------------------------------------
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, *, pack: bool = True, **options: Any) -> Self:
+        """The layer that replaces a trained ``conv``: weight, bias, geometry, device and dtype are kept.
+
+        A class such as ``BinaryConv`` gives the layer with the dimensions of ``conv``. ``options`` are
+        keyword arguments of the class. ``conv`` is not changed; a layer in training form
+        (``pack=False``) gets its own copy of the weight. Raises TypeError for another kind of module;
+        ValueError where the weight holds NaN or infinity, or padding is not by zeros.
+        """
+        dims = next((n for kind, n in _TORCH_CONVOLUTIONS.items() if isinstance(conv, kind)), None)
+        wanted = getattr(cls, "dims", dims)
+        if dims is None or dims != wanted:
+            kinds = [kind.__name__ for kind, n in _TORCH_CONVOLUTIONS.items() if wanted in (None, n)]
+            raise TypeError(f"{cls.__name__}.from_conv takes an nn.{' or nn.'.join(kinds)}, "
+                            f"got {type(conv).__name__}")  # fmt: skip
+        if conv.padding_mode != "zeros":
+            raise ValueError(
+                f"padding_mode={conv.padding_mode!r} is not supported: padding adds one value everywhere. "
+                "Pad the input with torch.nn.functional.pad and set padding=0, padding_mode='zeros'"
+            )
+        kind = cls._of_dims(dims)
+        layer = kind(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            bias=conv.bias is not None,
+            device="meta",  # nothing is allocated or drawn: the tensors come from `conv`
+            dtype=conv.weight.dtype,
+            **options,
+        )
+        return layer._take(conv, pack)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Tensor,
+        scales: Tensor,
+        bias: Tensor | None = None,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        *,
+        padding_value: float = 0,
+        format: str | None = None,
+        activation_bits: int | None = None,
+    ) -> Self:
+        """A packed layer from int8 ``codes`` [components, out_channels, in_channels / groups, *kernel],
+        or without the first dimension of a single component.
+
+        Codes are -1 and +1 (binary) or -1, 0 and +1; ``scales`` [components, out_channels or 1, 1] are
+        float32 or float16. ``format`` None is the first of the class's ``formats``. Raises
+        ValueError or TypeError for tensors that no such layer has.
+        """
+        codes = codes_of_components(codes, scales, cls._dims() + 2)
+        components, rows, channels, *kernel = codes.shape
+        layer = cls(
+            channels * groups,
+            rows,
+            tuple(kernel),
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias=bias is not None,
+            device="meta",
+            dtype=torch.float32 if bias is None else bias.dtype,
+            padding_value=padding_value,
+            format=format or cls.formats[0],
+            scale_dtype=scales.dtype,
+            activation_bits=activation_bits,
+            **cls._options_for(components),
+        )
+        matrices = torch.stack([to_matrix(component) for component in codes])
+        return layer._take_codes(matrices, scales, bias)
+
+    @classmethod
+    def _of_dims(cls, dims: int) -> type[Self]:
+        """The class itself or, where it stands for several, the one with ``dims`` dimensions."""
+        return cls if hasattr(cls, "dims") else cls.by_dims[dims]  # type: ignore[return-value]
+
+    # ---- forward ----------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y [batch, out_channels, *output] of x [batch, in_channels, *spatial], in the dtype of x
+        (autocast's, where on); without the batch dimension where x has none.
+
+        x: float32, bfloat16 or float16, any strides, empty batches included. y is contiguous, or
+        channels-last where x is. Raises TypeError or ValueError naming what is wrong with x.
+        """
+        if isinstance(x, Tensor) and x.dim() == self.dims + 1:
+            return self._forward(x.unsqueeze(0)).squeeze(0)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        check_image(x, self.in_channels, self.geometry)
+        if self._buffers["codes"] is None:
+            return self._forward_latent(x)
+        if not torch.compiler.is_compiling():
+            y = self._forward_native(x)
+            if y is not None:
+                return y
+        return self._forward_operator(x)
+
+    def _forward_latent(self, x: Tensor) -> Tensor:
+        x = autocast(x)
+        if not torch.compiler.is_compiling():
+            self._serve(f"{self._operator}/latent/torch")
+        # In the dtype of x, as the kernels do: they take any, whatever the weight's was.
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        x = self._activations(x, self.activation_bits)
+        return convolve(x, self._fake_quantized_weight().to(x.dtype), self.geometry, bias)
+
+    def _activations(self, x: Tensor, bits: int | None) -> Tensor:
+        return fake_quantize_samples(x, bits, self.geometry)
+
+    def _forward_native(self, x: Tensor) -> Tensor | None:
+        """Eager calls without the dispatcher, or None where this call needs it: transforms, other
+        devices, the torch backend."""
+        codes, scales, bias = self._buffers["codes"], self._buffers["scales"], self._parameters["bias"]
+        assert codes is not None
+        assert scales is not None
+        if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.uses_native(_CPU)):
+            return None
+        x = autocast(x)
+        weight: PackedWeight | None = self._prepared
+        if weight is None or weight.codes is not codes or weight.scales is not scales:
+            weight = self.__dict__["_prepared"] = self.packed_weight
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            y: Tensor = ops.ConvFunction.apply(x, bias, weight, self.geometry, self.activation_bits)
+        else:
+            y = native.conv(x, weight, self.geometry, bias, self.activation_bits)
+        self._serve(native.last_kernel())
+        return y
+
+    def _forward_operator(self, x: Tensor) -> Tensor:
+        refuse_derivatives(x)
+        weight = self.packed_weight
+        x = autocast(check_device(x, weight.codes.device))
+        y: Tensor = getattr(torch.ops.bitimpl, self._operator)(
+            x,
+            weight.codes,
+            weight.scales,
+            self.bias,
+            *weight_arguments(weight),
+            self.activation_bits or 0,
+            *self._places,
+        )
+        if not torch.compiler.is_compiling():
+            self._serve(native.last_kernel())
+        return y
+
+    def _shape_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        parts.append(f"stride={self.stride}")
+        if self.geometry.pads:
+            parts += [f"padding={self.padding!r}", f"padding_value={self.padding_value:g}"]
+        if any(step != 1 for step in self.dilation):
+            parts.append(f"dilation={self.dilation}")
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        return ", ".join(parts)
+
+
+def _sizes(name: str, value: Sizes, dims: int, least: int = 1) -> tuple[int, ...]:
+    """``value`` as one int a dimension; TypeError or ValueError naming what it cannot be."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * dims
+    if len(values) != dims:
+        raise ValueError(f"{name} must be an int or {dims} of them, got {value!r}")
+    return tuple(check_integer(name, number, least) for number in values)
+
+
+def _padding(
+    padding: Sizes | str, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """Positions before and after each dimension, as ``nn.Conv2d`` places them."""
+    if not isinstance(padding, str):
+        return tuple((side, side) for side in _sizes("padding", padding, len(kernel), least=0))
+    if padding == "valid":
+        return ((0, 0),) * len(kernel)
+    if padding != "same":
+        raise ValueError(f"unknown padding {padding!r}: use 'same', 'valid' or a number of positions")
+    if any(step != 1 for step in stride):
+        raise ValueError(f"padding='same' needs stride 1, got {stride}: give the padding as numbers")
+    totals = [reach * (size - 1) for reach, size in zip(dilation, kernel, strict=True)]
+    return tuple((total // 2, total - total // 2) for total in totals)

@@ -1,0 +1,54 @@
+"""The operator library: how an operator is registered, and how one reads its packed weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from impl.packing import FORMATS, PackedWeight
+
+FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
+
+_library = torch.library.Library("bitimpl", "DEF")
+
+
+def register(
+    name: str,
+    schema: str,
+    kernel: Callable[..., Tensor],
+    fake: Callable[..., Tensor],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Define ``bitimpl::name`` with one kernel for every device, its fake and its gradient."""
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"bitimpl::{name}", fake, lib=_library)
+    torch.library.register_autograd(f"bitimpl::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def packed_weight(
+    codes: Tensor, scales: Tensor, rows: int, cols: int, components: int, group_size: int, format: int
+) -> PackedWeight:
+    """The weight that an operator's arguments describe; ``group_size`` 0 stands for none."""
+    if format not in FORMAT_NAMES:
+        raise ValueError(f"format={format} is unknown, the formats are {FORMATS}")
+    return PackedWeight(
+        format=FORMAT_NAMES[format],
+        components=components,
+        rows=rows,
+        cols=cols,
+        group_size=group_size or None,
+        codes=codes,
+        scales=scales,
+    )
+
+
+def check_device(x: Tensor, device: torch.device) -> Tensor:
+    """Return ``x`` if it is on ``device``, that of the packed weight; else ValueError."""
+    if x.device != device:
+        raise ValueError(f"the input is on {x.device}, the packed weight on {device}: move one with .to()")
+    return x

@@ -1,0 +1,69 @@
+"""Whether packed tensors that come from outside are whole: what every road into a layer checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from impl.packing.container import SCALE_DTYPES, Header
+
+_BYTES_AT_A_TIME = 1 << 22  # bounds the temporaries
+
+#: Bytes with a digit that is not 0, 1 or 2: five of them reach 242, and 3 has both its bits set.
+_WRONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "base3": lambda part: part > 242,
+    "two_bit": lambda part: part & part >> 1 & 0x55,
+}
+
+
+def check_packed(header: Header, codes: Tensor, scales: Tensor) -> None:
+    """ValueError where ``codes`` or ``scales`` are not what ``header`` says, or hold what packing
+    never writes: other dtypes and shapes, scales of NaN or infinity, bytes outside the digits of the
+    format. Values on the meta device are not looked at.
+
+    The message begins with the tensor's name, "codes" or "scales": put the layer's before it.
+    """
+    if codes.dtype != torch.uint8 or tuple(codes.shape) != (header.codes_bytes,):
+        raise ValueError(
+            f"codes are {codes.dtype} {list(codes.shape)}, the header says uint8 [{header.codes_bytes}]"
+        )
+    if scales.dtype not in SCALE_DTYPES or tuple(scales.shape) != header.scales_shape:
+        raise ValueError(
+            f"scales are {scales.dtype} {list(scales.shape)}, the header says float32 or float16 "
+            f"{list(header.scales_shape)}"
+        )
+    check_scales(scales)
+    if codes.is_meta:
+        return
+    bad = _bytes_outside(header, codes)
+    if bad:
+        raise ValueError(
+            f"codes hold bytes that no {header.format} code gives ({bad} of {codes.numel()}): "
+            "they are damaged, or of another format"
+        )
+
+
+def check_scales(scales: Tensor) -> None:
+    """ValueError where ``scales`` hold NaN or infinity. The meta device has no values to look at."""
+    if scales.is_meta:
+        return
+    bad = scales.numel() - int(torch.isfinite(scales).sum())
+    if bad:
+        raise ValueError(
+            f"scales hold {bad} NaN or infinite values of {scales.numel()}: they are damaged, or come from "
+            "a weight that was not finite"
+        )
+
+
+def _bytes_outside(header: Header, codes: Tensor) -> int:
+    """How many bytes hold a digit, or a bit past the last column, that packing leaves out."""
+    if header.format == "binary":
+        used = header.cols % 8
+        if used == 0:
+            return 0
+        last = codes.reshape(header.components * header.rows, -1)[:, -1]
+        return int((last >> used).count_nonzero())
+    wrong = _WRONG[header.format]
+    return sum(int(wrong(part).count_nonzero()) for part in codes.split(_BYTES_AT_A_TIME))
