@@ -1,0 +1,127 @@
+"""Activations as integer codes of 2 to 8 bits, with a scale of the moment or a learned one.
+
+*dynamic*: a scale a row (token) or sample, max|x| / L, as in ``csrc/include/impl.h``. *learned*: one
+step size for the layer, trained by LSQ (Esser et al., ICLR 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from impl.layers.nbit.integers import largest_code
+
+ACTIVATION_SCALES = ("dynamic", "learned")
+FLOOR = 1e-5
+"""Least amax of a dynamic scale, and least learned scale."""
+
+
+def quantize_dynamic(x: Tensor, bits: int, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """int8 codes of ``x``, and the float32 scale over ``dims``, kept with size 1.
+
+    With amax = max(max|x|, 1e-5), in float32: codes = round_half_even(x * (L / amax)), scale = amax / L.
+    Where x holds NaN or infinity, the scale is NaN and the codes are 0.
+    """
+    values = x.detach().to(torch.float32)
+    amax = values.abs().amax(dim=dims, keepdim=True).clamp_min(FLOOR)
+    levels = torch.full_like(amax, largest_code(bits))
+    finite = torch.isfinite(amax)
+    codes = (values * (levels / amax)).round().clamp(-largest_code(bits), largest_code(bits))
+    return torch.where(finite, codes, 0.0).to(torch.int8), torch.where(finite, amax / levels, torch.nan)
+
+
+def quantize_learned(x: Tensor, scale: Tensor, bits: int, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """int8 codes round_half_even(x / s) in -L - 1 .. L, and s = max(|scale|, 1e-5) as a float32 tensor
+    over ``dims``, kept with size 1: NaN where x holds NaN or infinity."""
+    values, step = x.detach().to(torch.float32), positive(scale.detach())
+    finite = torch.isfinite(values).all(dim=dims, keepdim=True)
+    codes = torch.where(finite, (values / step).round(), 0.0)
+    high = largest_code(bits)
+    return codes.clamp(-high - 1, high).to(torch.int8), torch.where(finite, step, torch.nan)
+
+
+def fake_quantize(x: Tensor, scale: Tensor | None, bits: int, dims: tuple[int, ...]) -> Tensor:
+    """``x`` rounded to the values that its codes stand for, in its dtype, differentiable.
+
+    Dynamic (``scale`` None): the gradient passes unchanged. Learned: as :class:`LearnedStep` says.
+    """
+    if scale is None:
+        codes, step = quantize_dynamic(x, bits, dims)
+        return (codes * step).to(x.dtype) + (x - x.detach())  # adds an exact zero with the gradient
+    rounded: Tensor = LearnedStep.apply(x, scale, largest_code(bits))
+    return rounded
+
+
+class LearnedStep(torch.autograd.Function):
+    """LSQ: clamp(round(x / s), -L - 1, L) * s for s = max(|scale|, 1e-5), in the dtype of x.
+
+    Backward, with g the gradient and n the number of elements of x (equations 3 and 5 of the paper):
+        x      g where x / s lies in -L - 1 .. L, else 0
+        scale  sum(g r) / sqrt(n L), r being round(x / s) - x / s inside, and the bound that x / s
+               exceeds outside
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, high: int) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.high = high
+        step = positive(scale)
+        codes = (x.to(torch.float32) / step).round().clamp(-high - 1, high)
+        return (codes * step).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, scale = ctx.saved_tensors
+        high, low = ctx.high, -ctx.high - 1
+        ratio = x.to(torch.float32) / positive(scale)
+        inside = (ratio >= low) & (ratio <= high)
+        towards = torch.where(inside, ratio.round() - ratio, ratio.clamp(low, high))
+        total = (grad.to(torch.float32) * towards).sum() / math.sqrt(max(1, x.numel()) * high)
+        total = torch.where(scale < 0, -total, total)
+        return grad * inside, total.to(scale.dtype).reshape(scale.shape), None
+
+
+def positive(scale: Tensor) -> Tensor:
+    """The step size that a learned ``scale`` stands for: max(|scale|, 1e-5), float32."""
+    return scale.to(torch.float32).abs().clamp_min(FLOOR)
+
+
+class Calibration:
+    """Sets a learned scale, which starts at 0, from the first batch of training.
+
+    ``factor``: the scale is ``factor`` times mean|x|. Remembers that the scale has been seen to differ
+    from 0, so that only calls before that read it back from the device.
+    """
+
+    def __init__(self, name: str, factor: float) -> None:
+        self.name, self.factor = name, factor
+        self._is_set = False
+
+    def forget(self) -> None:
+        """Look at the scale again before its next use: it has been replaced."""
+        self._is_set = False
+
+    def is_set(self, scale: Tensor) -> bool:
+        """Whether ``scale`` differs from 0; True on the meta device, where there are no values."""
+        if not self._is_set and not scale.is_meta:
+            self._is_set = bool(scale.detach() != 0)
+        return self._is_set or scale.is_meta
+
+    @torch.no_grad()
+    def set(self, scale: nn.Parameter, x: Tensor) -> None:
+        """Set ``scale`` from the batch ``x``; one without elements or of zeros leaves it at 0.
+
+        ValueError where x holds NaN or infinity.
+        """
+        if x.numel() == 0:
+            return
+        mean = x.abs().mean(dtype=torch.float32)
+        if not bool(torch.isfinite(mean)):
+            raise ValueError(
+                f"{self.name} cannot be set from a batch with a mean magnitude of {float(mean)}: it holds "
+                "NaN, infinite or huge values"
+            )
+        scale.copy_(self.factor * mean)
