@@ -18,6 +18,7 @@
 //          columns an instruction, activations broadcast. No sums across registers, so short
 //          segments cost nothing extra, and a decoded register serves every vector of the tile.
 // An int16 activation is two int8 vectors of the tile: dot = 256 dot(hi) + dot(lo).
+#include "panel_avx512.h"
 #include "simd_avx512.h"
 
 namespace bitimpl {
@@ -33,13 +34,7 @@ constexpr int64_t kRowsWalk = 256;
 constexpr uint32_t kInverseOf81 = 0x781948b1u;
 static_assert(kInverseOf81 * 81u == 1u, "81 * inverse = 1 modulo 2^32");
 
-// sum += the products of unsigned bytes `u` and signed bytes `s`, four to a dword. Written as
-// assembly because GCC 12 copies or spills the accumulators of the intrinsic in these loops.
-inline void accumulate(__m512i& sum, __m512i u, __m512i s) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
-}
-
-// The same with the four signed bytes at `s` in every dword; the broadcast is part of the load.
+// accumulate() with the four signed bytes at `s` in every dword; the broadcast is part of the load.
 inline void accumulate(__m512i& sum, __m512i u, const int8_t* s) {
   using Dword = const int8_t[4];
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(u), "m"(*reinterpret_cast<Dword*>(s)));
@@ -385,6 +380,8 @@ void run_tile(const LinearTask& task, const Tile& tile) {
 void ternary_avx512(const LinearTask& task, const Tile& tile) {
   if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) {
     ternary_float_avx512(task, tile);
+  } else if (panel_serves_avx512(task)) {
+    panel_avx512(task, tile);
   } else if (task.format == BITIMPL_BASE3) {
     run_tile<true>(task, tile);
   } else {
@@ -394,6 +391,7 @@ void ternary_avx512(const LinearTask& task, const Tile& tile) {
 
 int64_t ternary_scratch_avx512(const LinearTask& task) {
   if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) return 0;
+  if (panel_serves_avx512(task)) return panel_scratch_avx512(task);
   const int64_t vectors = task.x.rows * task.x.planes;
   if (vectors <= 1) return 0;
   const int64_t most = kMaxVectors<false>;
