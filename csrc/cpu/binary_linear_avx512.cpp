@@ -14,7 +14,6 @@
 #include <immintrin.h>
 
 #include "binary_tile.h"
-#include "panel_avx512.h"
 #include "simd_avx512.h"
 
 namespace bitimpl {
@@ -52,25 +51,6 @@ void load_panel(const uint8_t* first, int64_t row_bytes, int64_t rows, int64_t b
     out += words * kBlocks;
   }
 }
-
-// Rows 0 .. TOKENS - 1 of a matrix, every third one with a pointer of its own: few enough pointers to
-// stay in registers.
-template <int TOKENS>
-struct TokenRows {
-  static constexpr int kPointers = (TOKENS + 2) / 3;
-  const uint8_t* base[kPointers];
-  int64_t stride;
-
-  TokenRows(const void* first, int64_t row_stride) : stride(row_stride) {
-    BITIMPL_UNROLL
-    for (int i = 0; i < kPointers; ++i) base[i] = static_cast<const uint8_t*>(first) + 3 * i * stride;
-  }
-  const uint8_t* at(int t) const { return base[t / 3] + (t % 3) * stride; }
-  void advance(int64_t bytes) {
-    BITIMPL_UNROLL
-    for (int i = 0; i < kPointers; ++i) base[i] += bytes;
-  }
-};
 
 // The loops over columns are functions of their own, so that nothing but accumulators competes for
 // registers. out[t * kBlocks + b].

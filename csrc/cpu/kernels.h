@@ -107,7 +107,9 @@ struct KernelTable {
 };
 
 // Kernels of each operator, defined in ternary_<isa>.cpp and binary_linear_<isa>.cpp;
-// table_<isa>.cpp assembles them. Only those that were compiled exist.
+// table_<isa>.cpp assembles them. Only those that were compiled exist. Both hand integer
+// activations of large batches to panel_<isa>.cpp, where there is one: panel_serves_*() depends on
+// nothing that a workspace query does not know.
 #define BITIMPL_DECLARE_KERNELS(isa)                         \
   void ternary_##isa(const LinearTask& task, const Tile& tile); \
   int64_t ternary_scratch_##isa(const LinearTask& task);     \
@@ -115,11 +117,19 @@ struct KernelTable {
   int64_t binary_scratch_##isa(const LinearTask& task);      \
   const KernelTable& kernels_##isa();
 
+#define BITIMPL_DECLARE_PANELS(isa)                          \
+  bool panel_serves_##isa(const LinearTask& task);           \
+  int64_t panel_scratch_##isa(const LinearTask& task);       \
+  void panel_##isa(const LinearTask& task, const Tile& tile);
+
 BITIMPL_DECLARE_KERNELS(portable)
 BITIMPL_DECLARE_KERNELS(avx2)
 BITIMPL_DECLARE_KERNELS(avx512)
+BITIMPL_DECLARE_PANELS(avx2)
+BITIMPL_DECLARE_PANELS(avx512)
 
 #undef BITIMPL_DECLARE_KERNELS
+#undef BITIMPL_DECLARE_PANELS
 
 }  // namespace bitimpl
 

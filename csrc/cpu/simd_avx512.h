@@ -73,6 +73,25 @@ inline __m512i broadcast4(const void* p) {
   return _mm512_set1_epi32(word);
 }
 
+// Rows 0 .. TOKENS - 1 of a matrix, every third one with a pointer of its own: few enough pointers to
+// stay in registers.
+template <int TOKENS>
+struct TokenRows {
+  static constexpr int kPointers = (TOKENS + 2) / 3;
+  const uint8_t* base[kPointers];
+  int64_t stride;
+
+  TokenRows(const void* first, int64_t row_stride) : stride(row_stride) {
+    BITIMPL_UNROLL
+    for (int i = 0; i < kPointers; ++i) base[i] = static_cast<const uint8_t*>(first) + 3 * i * stride;
+  }
+  const uint8_t* at(int t) const { return base[t / 3] + (t % 3) * stride; }
+  void advance(int64_t bytes) {
+    BITIMPL_UNROLL
+    for (int i = 0; i < kPointers; ++i) base[i] += bytes;
+  }
+};
+
 inline __mmask64 first_bytes(int64_t n) {
   return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
 }
@@ -214,6 +233,19 @@ struct ScaleWindow {
     for (int i = 0; i < 16; ++i) out[i] = _mm512_castsi512_ps(by_segment[i]);
   }
 };
+
+// float(256 * hi + lo), exact in float64 and rounded once.
+inline __m512 combine_planes(__m512i hi, __m512i lo) {
+  const __m512d scale = _mm512_set1_pd(256.0);
+  __m256 half[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i h = i == 0 ? _mm512_castsi512_si256(hi) : _mm512_extracti64x4_epi64(hi, 1);
+    const __m256i l = i == 0 ? _mm512_castsi512_si256(lo) : _mm512_extracti64x4_epi64(lo, 1);
+    const __m512d high = _mm512_mul_pd(_mm512_cvtepi32_pd(h), scale);
+    half[i] = _mm512_cvtpd_ps(_mm512_add_pd(high, _mm512_cvtepi32_pd(l)));
+  }
+  return _mm512_insertf32x8(_mm512_castps256_ps512(half[0]), half[1], 1);
+}
 
 // bf16_from_float of every lane.
 inline __m256i bf16_from_floats(__m512 values) {

@@ -18,7 +18,6 @@
 //          columns an instruction, activations broadcast. No sums across registers, so short
 //          segments cost nothing extra, and a decoded register serves every vector of the tile.
 // An int16 activation is two int8 vectors of the tile: dot = 256 dot(hi) + dot(lo).
-#include "panel_avx512.h"
 #include "simd_avx512.h"
 
 namespace bitimpl {
@@ -232,19 +231,6 @@ inline Dots dots_of(const Sums& sums, int32_t activation_sum) {
     dots.fifth = _mm512_sub_epi32(_mm512_mullo_epi32(rest, inverse), offset);
   }
   return dots;
-}
-
-// float(256 * hi + lo), exact in float64 and rounded once.
-inline __m512 combine_planes(__m512i hi, __m512i lo) {
-  const __m512d scale = _mm512_set1_pd(256.0);
-  __m256 half[2];
-  for (int i = 0; i < 2; ++i) {
-    const __m256i h = i == 0 ? _mm512_castsi512_si256(hi) : _mm512_extracti64x4_epi64(hi, 1);
-    const __m256i l = i == 0 ? _mm512_castsi512_si256(lo) : _mm512_extracti64x4_epi64(lo, 1);
-    const __m512d high = _mm512_mul_pd(_mm512_cvtepi32_pd(h), scale);
-    half[i] = _mm512_cvtpd_ps(_mm512_add_pd(high, _mm512_cvtepi32_pd(l)));
-  }
-  return _mm512_insertf32x8(_mm512_castps256_ps512(half[0]), half[1], 1);
 }
 
 // t of impl.h for one token and block, in lane order.
