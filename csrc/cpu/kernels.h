@@ -104,6 +104,10 @@ struct KernelTable {
                       int32_t sums[2]);
   // Bit k is x[k] >= 0; writes ceil(n / 64) words. Returns sum |x| in float64, in a fixed order.
   double (*pack_signs)(const float* x, int64_t n, uint64_t* signs);
+
+  // `turns` turns of the innermost instructions (peak_<isa>.cpp): the multiply-accumulates done.
+  int64_t (*int8_peak)(int64_t turns);
+  int64_t (*sign_peak)(int64_t turns);
 };
 
 // Kernels of each operator, defined in ternary_<isa>.cpp and binary_linear_<isa>.cpp;
@@ -115,6 +119,8 @@ struct KernelTable {
   int64_t ternary_scratch_##isa(const LinearTask& task);     \
   void binary_##isa(const LinearTask& task, const Tile& tile);  \
   int64_t binary_scratch_##isa(const LinearTask& task);      \
+  int64_t int8_peak_##isa(int64_t turns);                    \
+  int64_t sign_peak_##isa(int64_t turns);                    \
   const KernelTable& kernels_##isa();
 
 #define BITIMPL_DECLARE_PANELS(isa)                          \

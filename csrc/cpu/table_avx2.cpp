@@ -15,6 +15,8 @@ const KernelTable& kernels_avx2() {
       round_int8,
       round_int16,
       pack_signs,
+      int8_peak_avx2,
+      sign_peak_avx2,
   };
   return table;
 }

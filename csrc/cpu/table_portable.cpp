@@ -15,6 +15,8 @@ const KernelTable& kernels_portable() {
       round_int8,
       round_int16,
       pack_signs,
+      int8_peak_portable,
+      sign_peak_portable,
   };
   return table;
 }

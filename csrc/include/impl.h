@@ -71,7 +71,7 @@ extern "C" {
 #pragma GCC visibility push(default) /* the library is built with hidden visibility */
 #endif
 
-#define BITIMPL_ABI_VERSION 1
+#define BITIMPL_ABI_VERSION 2
 #define BITIMPL_LAYOUT_V1 1
 #define BITIMPL_MAX_COMPONENTS 16
 
@@ -149,6 +149,12 @@ const char* bitimpl_last_kernel(void);
  * their little-endian 64-bit words (the last one filled up with zeros): to measure with how fast
  * weights can come from memory. */
 uint64_t bitimpl_read(const void* data, int64_t bytes);
+
+/* Repeat the innermost instructions of the kernels on registers, `turns` times on each of the threads
+ * an operator would use, and return the multiply-accumulates that were: to measure what the
+ * processor can do at most. activation: INT8 or SIGN. 0 where the instruction set in use has no
+ * such instructions (portable), -1 on error. */
+int64_t bitimpl_multiply_accumulate(int32_t activation, int64_t turns);
 
 /* ---- packing ------------------------------------------------------------------------------ */
 
