@@ -2,13 +2,14 @@
 
 A call can be no faster than its weight bytes over the memory's read bandwidth, and no faster than
 its operations over the arithmetic peak; the larger of the two times is the limit that binds.
-Both limits are measured on the machine at the start of a run, by torch operators that do nothing
-else. A share is stated only where the limit that binds was measured:
+Both limits are measured on the machine at the start of a run: fp32 and bf16 arithmetic by torch's
+matrix product, int8 and bit arithmetic by loops that repeat the kernels' innermost instructions on
+registers, bandwidth by loops that only read. A share is stated only where the limit that binds was
+measured:
 
-* weights read from memory (cold): the bandwidth limit counts. Where the arithmetic peak of the
-  layer's kind was not measured (``bit``), the int8 peak stands in for it, since a CPU that
-  multiplies bytes at a rate works on single bits at no lower rate; if bandwidth binds even so, it
-  binds.
+* weights read from memory (cold): the bandwidth limit counts. Where the arithmetic peak of ``bit``
+  was not measured, the int8 peak stands in for it, since a CPU that multiplies bytes at a rate works
+  on single bits at no lower rate; if bandwidth binds even so, it binds.
 * weights in a cache (hot): the cache's bandwidth is no less than the memory's. So if arithmetic
   binds against memory bandwidth, it binds; else no share is stated.
 
@@ -39,6 +40,8 @@ MARGIN = 1.10
 HOT_MARGIN = 1.5
 """The same for weights in a cache, against the rate of a cache: wider, since where in the caches the
 weights lie is not known to the byte."""
+PEAK_TURNS = 20_000
+"""Turns of the native loops: about a tenth of a millisecond, less than a time slice."""
 CACHE_READ, CACHE_LESS = 1024**2, 64 * 1024
 """The rate of a cache is the difference of reading so many bytes and so few again and again: what a
 call costs by itself drops out. A smaller layer may lie nearer to the core, so it is not judged."""
@@ -65,6 +68,9 @@ class Peaks:
     fp32_per_s: float = 0.0
     bf16_per_s: float = 0.0
     int8_per_s: float = 0.0
+    bit_per_s: float = 0.0
+    """Operations on signs: two for each of the 512 bits that an exclusive or and a population count
+    of AVX-512 multiply."""
     threads: int = 0
     cache_bytes_per_s: float = 0.0
     """All threads reading :data:`CACHE_READ` bytes each, again and again: no larger weight is read
@@ -80,7 +86,13 @@ class Peaks:
 
     def compute(self, kind: str) -> float:
         """Measured operations per second of ``kind``, 0 where not measured."""
-        return {"fp32": self.fp32_per_s, "bf16": self.bf16_per_s, "int8": self.int8_per_s}.get(kind, 0.0)
+        rates = {
+            "fp32": self.fp32_per_s,
+            "bf16": self.bf16_per_s,
+            "int8": self.int8_per_s,
+            "bit": self.bit_per_s,
+        }
+        return rates.get(kind, 0.0)
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,8 @@ def level(work: Work, peaks: Peaks, seconds: float) -> Level:
     """The worst level over the limits that apply to ``work`` and were measured.
 
     Nothing reads weights from memory faster than memory is read, nor from a cache faster than a
-    cache. Torch's matrix product is no such law: a kernel that beats it is pointed at, not refused.
+    cache. An arithmetic rate is no such law, torch's matrix product least of all: a kernel that beats
+    it is pointed at, not refused.
     """
     found = OK
     ceiling, margin, source, where, perhaps = (
@@ -152,7 +165,7 @@ def level(work: Work, peaks: Peaks, seconds: float) -> Level:
     if found is OK and peak and work.operations / seconds > peak:
         times = work.operations / seconds / peak
         found = Level(
-            "suspicious", f"{times:.2f} times the measured {work.compute} rate of torch's matrix product"
+            "suspicious", f"{times:.2f} times the measured rate of {work.compute} arithmetic"
         )
     return found
 
@@ -166,8 +179,8 @@ class Ruler:
         self._remeasure: Callable[[], Peaks] | None = remeasure
 
     def share(self, work: Work, seconds: float) -> float | None:
-        """As :func:`share`. A value above 1 says that a kernel does better than torch's matrix
-        product, which sets the arithmetic peaks."""
+        """As :func:`share`. A value above 1 says that a kernel does better than what set the arithmetic
+        peak, or that the peak was measured in a busy moment."""
         reached = share(work, self.peaks, seconds)
         if reached is not None and reached > MARGIN and self._again():
             reached = share(work, self.peaks, seconds)
@@ -192,15 +205,16 @@ class Ruler:
 def measure_peaks(device: str, threads: int, cache_bytes: int) -> Peaks:
     """Measure the limits of ``device``: about two seconds. Imports torch.
 
-    fp32 and bf16 by ``torch.mm``, int8 by ``torch._int_mm``; a type that this device's torch
-    cannot multiply is left unmeasured.
+    fp32 and bf16 by ``torch.mm``, int8 by the better of ``torch._int_mm`` and the native loop, bits by
+    the native loop; a type that nothing here can multiply is left unmeasured.
     """
     rates = {kind: _multiply(device, kind) for kind in ("float32", "bfloat16", "int8")}
     return Peaks(
         read_bytes_per_s=read_bandwidth(device, cache_bytes),
         fp32_per_s=rates["float32"],
         bf16_per_s=rates["bfloat16"],
-        int8_per_s=rates["int8"],
+        int8_per_s=max(rates["int8"], _native_rate(device, 8)),
+        bit_per_s=_native_rate(device, 1),
         threads=threads,
         cache_bytes_per_s=cache_bandwidth(device, threads),
     )
@@ -269,6 +283,17 @@ def _multiply(device: str, kind: str) -> float:
     except RuntimeError:
         return 0.0
     return 2.0 * MM_SIZE**3 / seconds
+
+
+def _native_rate(device: str, activation_bits: int) -> float:
+    """Operations per second of the kernels' innermost instructions, 0 where there are none."""
+    from impl import native
+
+    if device != "cpu" or not native.available():
+        return 0.0
+    done = native.multiply_accumulate(activation_bits, PEAK_TURNS)
+    seconds = _fastest(lambda: native.multiply_accumulate(activation_bits, PEAK_TURNS), device)
+    return 2.0 * done / seconds
 
 
 def _fastest(call: Callable[[], Any], device: str, seconds: float | None = None) -> float:

@@ -63,14 +63,14 @@ def _limits(summary: Summary) -> str:
     found = peaks(summary)
     if found is None:
         return ""
-    rates = [("fp32", found.fp32_per_s), ("bf16", found.bf16_per_s), ("int8", found.int8_per_s)]
-    measured = ", ".join(f"{name} {plain(rate / 1e9, 3)}" for name, rate in rates if rate)
+    rates = [(kind, found.compute(kind)) for kind in ("fp32", "bf16", "int8", "bit")]
+    measured = ", ".join(f"{kind} {plain(rate / 1e9, 3)}" for kind, rate in rates if rate)
     text = f"Measured limits: reading memory {plain(found.read_bytes_per_s / 1e9, 3)} GB/s"
     if measured:
-        text += f"; torch's matrix product {measured} billion operations/s"
+        text += f"; arithmetic, in billion operations/s: {measured}"
     return (
         f"{text}. No share is given where the limit that binds was not measured, such as the bandwidth of a "
-        "cache. A share above 100 % beats torch's own matrix product."
+        "cache. A share above 100 % beats what set the limit: torch's matrix product (fp32, bf16)."
     )
 
 

@@ -9,9 +9,8 @@
 //          panel and is widened to int32 after it
 //   sign   word xor activation word, bits counted by nibble lookup, summed in bytes over a panel
 //   float  three bits index a table of 8 partial sums (vpermps): a byte is 3 + 3 + 2 columns
-#include <immintrin.h>
-
 #include "binary_tile.h"
+#include "simd_avx2.h"
 
 namespace bitimpl {
 namespace {
@@ -22,28 +21,6 @@ constexpr int64_t kChunkBytes = 32;
 constexpr int64_t kChunk = 256;  // columns
 constexpr int64_t kByteTables = 3;  // of kEntries floats, per byte of weights
 constexpr int64_t kEntries = 8;
-
-inline void transpose(const __m256i* in, __m256i* out) {
-  __m256i a[8], b[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    a[2 * i] = _mm256_unpacklo_epi32(in[2 * i], in[2 * i + 1]);
-    a[2 * i + 1] = _mm256_unpackhi_epi32(in[2 * i], in[2 * i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    b[4 * i + 0] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
-    b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
-    b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
-    b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
-  }
-  // b[4 i + j]: rows 4 i .. 4 i + 3, words j and j + 4 in the two 128-bit lanes.
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    out[j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x20);
-    out[j + 4] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x31);
-  }
-}
 
 // As in the AVX-512 file: word w of block b at out[w * kBlocks + b], zero where there is none.
 void load_panel(const uint8_t* first, int64_t row_bytes, int64_t rows, int64_t bytes,
@@ -66,17 +43,11 @@ void load_panel(const uint8_t* first, int64_t row_bytes, int64_t rows, int64_t b
           row[r] = _mm256_load_si256(reinterpret_cast<const __m256i*>(part));
         }
       }
-      transpose(row, word);
+      transpose_words(row, word);
       for (int64_t w = 0; w < words; ++w) _mm256_store_si256(out + w * kBlocks + b, word[w]);
     }
     out += words * kBlocks;
   }
-}
-
-inline __m256i broadcast4(const void* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
-  return _mm256_set1_epi32(word);
 }
 
 inline void store_counts(int32_t* out, const __m256i (&acc)[kBlocks]) {
@@ -256,6 +227,10 @@ struct Avx2 {
     }
   }
 
+  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t rows, const float* t) {
+    store_rows(task, token, row, rows, t);
+  }
+
   static void float_dots(const BitRows& bits, int64_t begin, const void* memory, float* sum) {
     const float* tables = static_cast<const float*>(memory) + begin / 8 * kByteTables * kEntries;
     __m256 acc[kBlocks][kByteTables];
@@ -284,8 +259,13 @@ struct Avx2 {
 
 }  // namespace
 
-void binary_avx2(const LinearTask& task, const Tile& tile) { run_binary_tile<Avx2>(task, tile); }
+void binary_avx2(const LinearTask& task, const Tile& tile) {
+  if (panel_serves_avx2(task)) panel_avx2(task, tile);
+  else run_binary_tile<Avx2>(task, tile);
+}
 
-int64_t binary_scratch_avx2(const LinearTask& task) { return binary_scratch<Avx2>(task); }
+int64_t binary_scratch_avx2(const LinearTask& task) {
+  return panel_serves_avx2(task) ? panel_scratch_avx2(task) : binary_scratch<Avx2>(task);
+}
 
 }  // namespace bitimpl

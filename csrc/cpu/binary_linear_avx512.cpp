@@ -27,34 +27,6 @@ constexpr int64_t kChunk = 512;  // columns
 // Past the end of the weights is harmless: a prefetch never faults.
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
-void transpose(const __m512i* in, __m512i* out) {
-  __m512i a[16], b[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    a[2 * i] = _mm512_unpacklo_epi32(in[2 * i], in[2 * i + 1]);
-    a[2 * i + 1] = _mm512_unpackhi_epi32(in[2 * i], in[2 * i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    b[4 * i + 0] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
-    b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
-    b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
-    b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
-  }
-  // b[4 i + j]: rows 4 i .. 4 i + 3, words j, j + 4, j + 8, j + 12 in the four 128-bit lanes.
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i even_low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88);
-    const __m512i odd_low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
-    const __m512i even_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
-    const __m512i odd_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
-    out[j] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
-    out[j + 4] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
-    out[j + 8] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
-    out[j + 12] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
-  }
-}
-
 // `bytes` bytes of `rows` rows as a panel: word w of block b at out[w * kBlocks + b]. Absent rows
 // and bytes past the end are zero.
 void load_panel(const uint8_t* first, int64_t row_bytes, int64_t rows, int64_t bytes,
@@ -73,47 +45,45 @@ void load_panel(const uint8_t* first, int64_t row_bytes, int64_t rows, int64_t b
         // The same place in the rows that come next: 32 short streams are too many for hardware.
         prefetch(from + (r + kBlocks * kLanes) * row_bytes);
       }
-      transpose(row, word);
+      transpose_words(row, word);
       for (int64_t w = 0; w < words; ++w) _mm512_store_si512(out + w * kBlocks + b, word[w]);
     }
     out += words * kBlocks;
   }
 }
 
-inline __m512i broadcast4(const void* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
-  return _mm512_set1_epi32(word);
-}
-
+// The loops over columns are functions of their own, so that nothing but accumulators competes for
+// registers. out[t * kBlocks + b].
 template <int TOKENS>
-void int8_rows(const BitRows& bits, const int8_t* const* q, int32_t* plus) {
+__attribute__((noinline)) void int8_rows(const __m512i* panel, int64_t cols, const void* q,
+                                         int64_t stride, __m512i* out) {
   const __m512i ones = _mm512_set1_epi8(1);
   const __m512i four = _mm512_set1_epi8(4);
   // Byte t of the even (odd) row of a 64-bit lane starts at bit t (32 + t).
   const __m512i first_control = _mm512_set1_epi64(0x2322212003020100ll);
-  __m512i acc[kBlocks][TOKENS];
-#pragma GCC unroll 12
-  for (int t = 0; t < TOKENS; ++t) acc[0][t] = acc[1][t] = _mm512_setzero_si512();
-  const __m512i* panel = static_cast<const __m512i*>(bits.panel);
-  for (int64_t k = 0; k < bits.cols; k += 32, panel += kBlocks) {
+  TokenRows<TOKENS> x(q, stride);
+  __m512i acc[TOKENS][kBlocks];
+  BITIMPL_UNROLL
+  for (int t = 0; t < TOKENS; ++t) acc[t][0] = acc[t][1] = _mm512_setzero_si512();
+  for (int64_t k = 0; k < cols; k += 32, panel += kBlocks) {
     __m512i control = first_control;
     for (int64_t s = 0; s < 32; s += 4) {
       const __m512i w0 = _mm512_and_si512(_mm512_multishift_epi64_epi8(control, panel[0]), ones);
       const __m512i w1 = _mm512_and_si512(_mm512_multishift_epi64_epi8(control, panel[1]), ones);
       control = _mm512_add_epi8(control, four);
-#pragma GCC unroll 12
+      BITIMPL_UNROLL
       for (int t = 0; t < TOKENS; ++t) {
-        const __m512i x = broadcast4(q[t] + k + s);
-        acc[0][t] = _mm512_dpbusd_epi32(acc[0][t], w0, x);
-        acc[1][t] = _mm512_dpbusd_epi32(acc[1][t], w1, x);
+        const __m512i bytes = broadcast4(x.at(t));
+        accumulate(acc[t][0], w0, bytes);
+        accumulate(acc[t][1], w1, bytes);
       }
+      x.advance(4);
     }
   }
-#pragma GCC unroll 12
+  BITIMPL_UNROLL
   for (int t = 0; t < TOKENS; ++t) {
-    _mm512_storeu_si512(plus + t * kBlocks * kLanes, acc[0][t]);
-    _mm512_storeu_si512(plus + t * kBlocks * kLanes + kLanes, acc[1][t]);
+    out[t * kBlocks] = acc[t][0];
+    out[t * kBlocks + 1] = acc[t][1];
   }
 }
 
@@ -180,50 +150,37 @@ inline void int8_columns(const BitRows& bits, int64_t row, const uint8_t* planes
 
 // ---- W1A1 -----------------------------------------------------------------------------------
 
+// Differing bits of `words` 32-bit words, out[t * kBlocks + b].
 template <int TOKENS>
-void sign_rows(const BitRows& bits, const uint8_t* const* x, int32_t* differ) {
-  __m512i acc[kBlocks][TOKENS];
-#pragma GCC unroll 12
-  for (int t = 0; t < TOKENS; ++t) acc[0][t] = acc[1][t] = _mm512_setzero_si512();
-  const __m512i* panel = static_cast<const __m512i*>(bits.panel);
-  const int64_t whole = bits.cols / 32 * 4;  // bytes of words without a tail
-  for (int64_t at = 0; at < whole; at += 4, panel += kBlocks) {
-#pragma GCC unroll 12
+__attribute__((noinline)) void sign_rows(const __m512i* panel, int64_t words, const void* signs,
+                                         int64_t stride, __m512i* out) {
+  TokenRows<TOKENS> x(signs, stride);
+  __m512i acc[TOKENS][kBlocks];
+  BITIMPL_UNROLL
+  for (int t = 0; t < TOKENS; ++t) acc[t][0] = acc[t][1] = _mm512_setzero_si512();
+  for (int64_t w = 0; w < words; ++w, panel += kBlocks) {
+    const __m512i first = panel[0];
+    const __m512i second = panel[1];
+    BITIMPL_UNROLL
     for (int t = 0; t < TOKENS; ++t) {
-      const __m512i bit = broadcast4(x[t] + at);
-#pragma GCC unroll 2
-      for (int b = 0; b < kBlocks; ++b)
-        acc[b][t] =
-            _mm512_add_epi32(acc[b][t], _mm512_popcnt_epi32(_mm512_xor_si512(panel[b], bit)));
+      const __m512i bits = broadcast4(x.at(t));
+      add_words(acc[t][0], _mm512_popcnt_epi32(_mm512_xor_si512(first, bits)));
+      add_words(acc[t][1], _mm512_popcnt_epi32(_mm512_xor_si512(second, bits)));
     }
+    x.advance(4);
   }
-  if (whole < bits.bytes) {
-    const __m512i mask = _mm512_set1_epi32(static_cast<int>((1u << (bits.cols % 32)) - 1));
-#pragma GCC unroll 12
-    for (int t = 0; t < TOKENS; ++t) {
-      const __m512i bit =
-          _mm512_set1_epi32(static_cast<int>(load_bytes(x[t] + whole, bits.bytes - whole)));
-#pragma GCC unroll 2
-      for (int b = 0; b < kBlocks; ++b) {
-        const __m512i word = _mm512_and_si512(_mm512_xor_si512(panel[b], bit), mask);
-        acc[b][t] = _mm512_add_epi32(acc[b][t], _mm512_popcnt_epi32(word));
-      }
-    }
-  }
-#pragma GCC unroll 12
+  BITIMPL_UNROLL
   for (int t = 0; t < TOKENS; ++t) {
-    _mm512_storeu_si512(differ + t * kBlocks * kLanes, acc[0][t]);
-    _mm512_storeu_si512(differ + t * kBlocks * kLanes + kLanes, acc[1][t]);
+    out[t * kBlocks] = acc[t][0];
+    out[t * kBlocks + 1] = acc[t][1];
   }
 }
 
-using Int8Rows = void (*)(const BitRows&, const int8_t* const*, int32_t*);
-constexpr Int8Rows kInt8Rows[12] = {
+using Rows = void (*)(const __m512i*, int64_t, const void*, int64_t, __m512i*);
+constexpr Rows kInt8Rows[12] = {
     int8_rows<1>, int8_rows<2>, int8_rows<3>, int8_rows<4>,  int8_rows<5>,  int8_rows<6>,
     int8_rows<7>, int8_rows<8>, int8_rows<9>, int8_rows<10>, int8_rows<11>, int8_rows<12>};
-
-using SignRows = void (*)(const BitRows&, const uint8_t* const*, int32_t*);
-constexpr SignRows kSignRows[12] = {
+constexpr Rows kSignRows[12] = {
     sign_rows<1>, sign_rows<2>, sign_rows<3>, sign_rows<4>,  sign_rows<5>,  sign_rows<6>,
     sign_rows<7>, sign_rows<8>, sign_rows<9>, sign_rows<10>, sign_rows<11>, sign_rows<12>};
 
@@ -270,7 +227,18 @@ struct Avx512 {
                         const int8_t* const* q, int64_t tokens, const void* memory,
                         int32_t* plus) {
     if (!along_columns(task)) {
-      kInt8Rows[tokens - 1](bits, q, plus);
+      // The planes of a token alternate; the rows of one plane lie at equal distances.
+      const int64_t planes = task.x.planes;
+      const int64_t stride = tokens > planes ? q[planes] - q[0] : 0;
+      for (int64_t p = 0; p < planes; ++p) {
+        __m512i sums[kTokens * kBlocks];
+        kInt8Rows[tokens / planes - 1](static_cast<const __m512i*>(bits.panel), bits.cols, q[p],
+                                       stride, sums);
+        for (int64_t t = 0; t < tokens / planes; ++t) {
+          int32_t* row = plus + (t * planes + p) * kRows;
+          for (int64_t b = 0; b < kBlocks; ++b) _mm512_store_si512(row + b * kLanes, sums[t * kBlocks + b]);
+        }
+      }
       return;
     }
     const uint8_t* planes =
@@ -283,7 +251,27 @@ struct Avx512 {
 
   static void sign_dots(const BitRows& bits, const uint8_t* const* x, int64_t tokens,
                         int32_t* differ) {
-    kSignRows[tokens - 1](bits, x, differ);
+    const __m512i* panel = static_cast<const __m512i*>(bits.panel);
+    const int64_t words = bits.cols / 32;
+    const int64_t stride = tokens > 1 ? x[1] - x[0] : 0;
+    __m512i* out = reinterpret_cast<__m512i*>(differ);
+    kSignRows[tokens - 1](panel, words, x[0], stride, out);
+    if (bits.cols % 32 == 0) return;
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>((1u << (bits.cols % 32)) - 1));
+    for (int64_t t = 0; t < tokens; ++t) {
+      const uint64_t rest = load_bytes(x[t] + 4 * words, bits.bytes - 4 * words);
+      const __m512i bit = _mm512_set1_epi32(static_cast<int>(rest));
+      for (int64_t b = 0; b < kBlocks; ++b) {
+        const __m512i word = _mm512_and_si512(_mm512_xor_si512(panel[words * kBlocks + b], bit), mask);
+        add_words(out[t * kBlocks + b], _mm512_popcnt_epi32(word));
+      }
+    }
+  }
+
+  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t rows, const float* t) {
+    for (int64_t r = 0; r < rows; r += kLanes) {
+      store_vector(task, token, row + r, smaller(kLanes, rows - r), _mm512_loadu_ps(t + r));
+    }
   }
 
   static void float_dots(const BitRows& bits, int64_t begin, const void* memory, float* sum) {
@@ -314,9 +302,12 @@ struct Avx512 {
 }  // namespace
 
 void binary_avx512(const LinearTask& task, const Tile& tile) {
-  run_binary_tile<Avx512>(task, tile);
+  if (panel_serves_avx512(task)) panel_avx512(task, tile);
+  else run_binary_tile<Avx512>(task, tile);
 }
 
-int64_t binary_scratch_avx512(const LinearTask& task) { return binary_scratch<Avx512>(task); }
+int64_t binary_scratch_avx512(const LinearTask& task) {
+  return panel_serves_avx512(task) ? panel_scratch_avx512(task) : binary_scratch<Avx512>(task);
+}
 
 }  // namespace bitimpl

@@ -102,6 +102,10 @@ struct Portable {
     }
   }
 
+  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t rows, const float* t) {
+    store_rows(task, token, row, rows, t);
+  }
+
   static void float_dots(const BitRows& bits, int64_t begin, const void* memory, float* sum) {
     const float* tables = static_cast<const float*>(memory) + begin / 4 * kPatterns;
     for (int64_t r = 0; r < kRows; ++r) {

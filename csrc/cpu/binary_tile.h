@@ -46,6 +46,8 @@ struct BitRows {
 //                          differ[t * kRows + r]; x[t] are the sign bits of the segment as bytes
 //   float_dots(bits, begin, prepared, sum)
 //                          sum[r] for the one token that prepare() was given
+//   store(task, token, row, rows, t)
+//                          store_rows() of epilogue.h, from kRows sums
 
 // A panel holds 32-bit words, one word of every row side by side. Segments of whole words follow
 // each other as in the row; any other segment starts a word of its own.
@@ -121,6 +123,7 @@ struct BinaryTile {
   void* prepared;
   float total[kTokens * kRows];  // t of impl.h, per token and row
   float scale[kRows];
+  int64_t scaled_row = -1;  // the row `scale` starts with, where a row has one scale
 
   BinaryTile(const LinearTask& linear, void* scratch)
       : task(linear),
@@ -132,6 +135,10 @@ struct BinaryTile {
   }
 
   void load_scales(int64_t component, int64_t row, int64_t rows, int64_t group) {
+    if (task.components * task.segments == 1) {
+      if (scaled_row == row) return;
+      scaled_row = row;
+    }
     for (int64_t r = 0; r < kRows; ++r)
       scale[r] = r < rows ? scale_at(task, component, row + r, group) : 0.0f;
   }
@@ -140,7 +147,7 @@ struct BinaryTile {
     const int64_t planes = task.x.planes;
     const int64_t begin = group * task.segment;
     const int8_t* q[kTokens];
-    int32_t plus[kTokens * kRows];
+    alignas(64) int32_t plus[kTokens * kRows];
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t p = 0; p < planes; ++p)
         q[t * planes + p] = task.x.q[p] + (token + t) * task.x.q_stride + begin;
@@ -173,7 +180,7 @@ struct BinaryTile {
   void add_sign(const BitRows& bits, int64_t token, int64_t tokens, int64_t group) {
     const int64_t begin = group * task.segment;
     const uint8_t* x[kTokens];
-    int32_t differ[kTokens * kRows];
+    alignas(64) int32_t differ[kTokens * kRows];
     for (int64_t t = 0; t < tokens; ++t) {
       const uint64_t* row = task.x.signs + (token + t) * task.x.sign_stride;
       x[t] = reinterpret_cast<const uint8_t*>(row) + begin / 8;
@@ -215,7 +222,7 @@ struct BinaryTile {
       }
     }
     for (int64_t t = 0; t < tokens; ++t)
-      store_rows(task, token + t, row, rows, total + t * kRows);
+      Isa::store(task, token + t, row, rows, total + t * kRows);
   }
 
   // Activation rows that one pass over the weights serves.

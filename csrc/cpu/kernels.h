@@ -123,22 +123,38 @@ struct KernelTable {
   // store_rows of epilogue.h: y[token, row_begin .. row_begin + count) of the task from t.
   void (*store_rows)(const LinearTask& task, int64_t token, int64_t row_begin, int64_t count,
                      const float* t);
+
+  // `turns` turns of the innermost instructions (peak_<isa>.cpp): the multiply-accumulates done.
+  int64_t (*int8_peak)(int64_t turns);
+  int64_t (*sign_peak)(int64_t turns);
 };
 
 // Kernels of each operator, defined in ternary_<isa>.cpp and binary_linear_<isa>.cpp;
-// table_<isa>.cpp assembles them. Only those that were compiled exist.
+// table_<isa>.cpp assembles them. Only those that were compiled exist. Both hand integer
+// activations of large batches to panel_<isa>.cpp, where there is one: panel_serves_*() depends on
+// nothing that a workspace query does not know.
 #define BITIMPL_DECLARE_KERNELS(isa)                         \
   void ternary_##isa(const LinearTask& task, const Tile& tile); \
   int64_t ternary_scratch_##isa(const LinearTask& task);     \
   void binary_##isa(const LinearTask& task, const Tile& tile);  \
   int64_t binary_scratch_##isa(const LinearTask& task);      \
+  int64_t int8_peak_##isa(int64_t turns);                    \
+  int64_t sign_peak_##isa(int64_t turns);                    \
   const KernelTable& kernels_##isa();
+
+#define BITIMPL_DECLARE_PANELS(isa)                          \
+  bool panel_serves_##isa(const LinearTask& task);           \
+  int64_t panel_scratch_##isa(const LinearTask& task);       \
+  void panel_##isa(const LinearTask& task, const Tile& tile);
 
 BITIMPL_DECLARE_KERNELS(portable)
 BITIMPL_DECLARE_KERNELS(avx2)
 BITIMPL_DECLARE_KERNELS(avx512)
+BITIMPL_DECLARE_PANELS(avx2)
+BITIMPL_DECLARE_PANELS(avx512)
 
 #undef BITIMPL_DECLARE_KERNELS
+#undef BITIMPL_DECLARE_PANELS
 
 }  // namespace bitimpl
 

@@ -110,8 +110,8 @@ void pack_row_signs(Row& row, uint64_t* signs, int64_t words, float* scale) {
   });
   const int64_t used = (row.cols + 63) / 64;
   memset(signs + used, 0, static_cast<size_t>(words - used) * sizeof(uint64_t));
-  const bool finite = row.max_magnitude() < kInfinityBits;
-  *scale = finite ? static_cast<float>(sum / static_cast<double>(row.cols)) : NAN;
+  // Magnitudes of float32 cannot overflow a float64: the sum is finite where all of them are.
+  *scale = isfinite(sum) ? static_cast<float>(sum / static_cast<double>(row.cols)) : NAN;
 }
 
 // Everything a thread needs to prepare a range of rows.

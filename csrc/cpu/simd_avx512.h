@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "epilogue.h"
 #include "kernels.h"
@@ -54,6 +55,43 @@ struct Base3Decoder {
   }
 };
 
+// sum += the products of unsigned bytes `u` and signed bytes `s`, four to a dword. This and add_words
+// are assembly because GCC 12 copies or spills the accumulators of the intrinsics in tight loops.
+inline void accumulate(__m512i& sum, __m512i u, __m512i s) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+}
+
+// sum += word, of 32 bits each.
+inline void add_words(__m512i& sum, __m512i word) {
+  asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(word));
+}
+
+// The four bytes at p in every dword.
+inline __m512i broadcast4(const void* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+
+// Rows 0 .. TOKENS - 1 of a matrix, every third one with a pointer of its own: few enough pointers to
+// stay in registers.
+template <int TOKENS>
+struct TokenRows {
+  static constexpr int kPointers = (TOKENS + 2) / 3;
+  const uint8_t* base[kPointers];
+  int64_t stride;
+
+  TokenRows(const void* first, int64_t row_stride) : stride(row_stride) {
+    BITIMPL_UNROLL
+    for (int i = 0; i < kPointers; ++i) base[i] = static_cast<const uint8_t*>(first) + 3 * i * stride;
+  }
+  const uint8_t* at(int t) const { return base[t / 3] + (t % 3) * stride; }
+  void advance(int64_t bytes) {
+    BITIMPL_UNROLL
+    for (int i = 0; i < kPointers; ++i) base[i] += bytes;
+  }
+};
+
 inline __mmask64 first_bytes(int64_t n) {
   return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
 }
@@ -97,28 +135,33 @@ inline __m512i fifth_rows() {
   return _mm512_set_epi32(19, 19, 19, 19, 14, 14, 14, 14, 9, 9, 9, 9, 4, 4, 4, 4);
 }
 
-inline void transpose_16x16(__m512 r[16]) {
-  __m512 t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+// 16 x 16 words of 32 bits: word r of out[w] is word w of in[r].
+inline void transpose_words(const __m512i* in, __m512i* out) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    a[2 * i] = _mm512_unpacklo_epi32(in[2 * i], in[2 * i + 1]);
+    a[2 * i + 1] = _mm512_unpackhi_epi32(in[2 * i], in[2 * i + 1]);
   }
-  for (int i = 0; i < 16; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      const __m512d a = _mm512_castps_pd(t[i + j]);
-      const __m512d b = _mm512_castps_pd(t[i + j + 2]);
-      r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-      r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    b[4 * i + 0] = _mm512_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 1] = _mm512_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
   }
-  // Now lane q of r[4 * i + j] holds rows 4i .. 4i + 3 of column 4q + j.
+  // b[4 i + j]: rows 4 i .. 4 i + 3, words j, j + 4, j + 8, j + 12 in the four 128-bit lanes.
+#pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    __m512i a[4], out[4];
-    for (int i = 0; i < 4; ++i) a[i] = _mm512_castps_si512(r[4 * i + j]);
-    transpose_lanes(a, out);
-    for (int q = 0; q < 4; ++q) t[4 * q + j] = _mm512_castsi512_ps(out[q]);
+    const __m512i even_low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
+    const __m512i even_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
+    const __m512i odd_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
+    out[j] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
+    out[j + 4] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+    out[j + 8] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
+    out[j + 12] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
   }
-  for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
 // n <= 16 scales at consecutive addresses, zeros after them.
@@ -178,16 +221,31 @@ struct ScaleWindow {
                           int64_t first, int64_t count, __m512i row_of_lane, __m512* out) {
     alignas(64) int32_t rows[16];
     _mm512_store_si512(rows, row_of_lane);
-    __m512 by_row[16];
+    __m512i by_row[16];
     for (int i = 0; i < 16; ++i) {
       const int64_t row = block.first_row + rows[i];
       const int64_t at = component * task.scale_component_stride + row * task.scale_row_stride + first;
-      by_row[i] = rows[i] < block.rows ? load_scales(task, at, count) : _mm512_setzero_ps();
+      by_row[i] = rows[i] < block.rows ? _mm512_castps_si512(load_scales(task, at, count))
+                                       : _mm512_setzero_si512();
     }
-    transpose_16x16(by_row);
-    for (int i = 0; i < 16; ++i) out[i] = by_row[i];
+    __m512i by_segment[16];
+    transpose_words(by_row, by_segment);
+    for (int i = 0; i < 16; ++i) out[i] = _mm512_castsi512_ps(by_segment[i]);
   }
 };
+
+// float(256 * hi + lo), exact in float64 and rounded once.
+inline __m512 combine_planes(__m512i hi, __m512i lo) {
+  const __m512d scale = _mm512_set1_pd(256.0);
+  __m256 half[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i h = i == 0 ? _mm512_castsi512_si256(hi) : _mm512_extracti64x4_epi64(hi, 1);
+    const __m256i l = i == 0 ? _mm512_castsi512_si256(lo) : _mm512_extracti64x4_epi64(lo, 1);
+    const __m512d high = _mm512_mul_pd(_mm512_cvtepi32_pd(h), scale);
+    half[i] = _mm512_cvtpd_ps(_mm512_add_pd(high, _mm512_cvtepi32_pd(l)));
+  }
+  return _mm512_insertf32x8(_mm512_castps256_ps512(half[0]), half[1], 1);
+}
 
 // bf16_from_float of every lane.
 inline __m256i bf16_from_floats(__m512 values) {

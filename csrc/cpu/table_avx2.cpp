@@ -22,6 +22,8 @@ const KernelTable& kernels_avx2() {
       transpose_bits,
       add_scaled,
       store_rows,
+      int8_peak_avx2,
+      sign_peak_avx2,
   };
   return table;
 }

@@ -22,6 +22,8 @@ const KernelTable& kernels_avx512() {
       transpose_bits,
       add_scaled,
       store_rows,
+      int8_peak_avx512,
+      sign_peak_avx512,
   };
   return table;
 }

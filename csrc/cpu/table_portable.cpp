@@ -22,6 +22,8 @@ const KernelTable& kernels_portable() {
       transpose_bits,
       add_scaled,
       store_rows,
+      int8_peak_portable,
+      sign_peak_portable,
   };
   return table;
 }

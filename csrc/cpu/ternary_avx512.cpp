@@ -33,13 +33,7 @@ constexpr int64_t kRowsWalk = 256;
 constexpr uint32_t kInverseOf81 = 0x781948b1u;
 static_assert(kInverseOf81 * 81u == 1u, "81 * inverse = 1 modulo 2^32");
 
-// sum += the products of unsigned bytes `u` and signed bytes `s`, four to a dword. Written as
-// assembly because GCC 12 copies or spills the accumulators of the intrinsic in these loops.
-inline void accumulate(__m512i& sum, __m512i u, __m512i s) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
-}
-
-// The same with the four signed bytes at `s` in every dword; the broadcast is part of the load.
+// accumulate() with the four signed bytes at `s` in every dword; the broadcast is part of the load.
 inline void accumulate(__m512i& sum, __m512i u, const int8_t* s) {
   using Dword = const int8_t[4];
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(u), "m"(*reinterpret_cast<Dword*>(s)));
@@ -239,19 +233,6 @@ inline Dots dots_of(const Sums& sums, int32_t activation_sum) {
   return dots;
 }
 
-// float(256 * hi + lo), exact in float64 and rounded once.
-inline __m512 combine_planes(__m512i hi, __m512i lo) {
-  const __m512d scale = _mm512_set1_pd(256.0);
-  __m256 half[2];
-  for (int i = 0; i < 2; ++i) {
-    const __m256i h = i == 0 ? _mm512_castsi512_si256(hi) : _mm512_extracti64x4_epi64(hi, 1);
-    const __m256i l = i == 0 ? _mm512_castsi512_si256(lo) : _mm512_extracti64x4_epi64(lo, 1);
-    const __m512d high = _mm512_mul_pd(_mm512_cvtepi32_pd(h), scale);
-    half[i] = _mm512_cvtpd_ps(_mm512_add_pd(high, _mm512_cvtepi32_pd(l)));
-  }
-  return _mm512_insertf32x8(_mm512_castps256_ps512(half[0]), half[1], 1);
-}
-
 // t of impl.h for one token and block, in lane order.
 struct Totals {
   __m512 main;
@@ -385,6 +366,8 @@ void run_tile(const LinearTask& task, const Tile& tile) {
 void ternary_avx512(const LinearTask& task, const Tile& tile) {
   if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) {
     ternary_float_avx512(task, tile);
+  } else if (panel_serves_avx512(task)) {
+    panel_avx512(task, tile);
   } else if (task.format == BITIMPL_BASE3) {
     run_tile<true>(task, tile);
   } else {
@@ -394,6 +377,7 @@ void ternary_avx512(const LinearTask& task, const Tile& tile) {
 
 int64_t ternary_scratch_avx512(const LinearTask& task) {
   if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) return 0;
+  if (panel_serves_avx512(task)) return panel_scratch_avx512(task);
   const int64_t vectors = task.x.rows * task.x.planes;
   if (vectors <= 1) return 0;
   const int64_t most = kMaxVectors<false>;

@@ -89,6 +89,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ctypes.c_int,
         (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64),
     ),
+    "multiply_accumulate": (ctypes.c_int64, (ctypes.c_int32, ctypes.c_int64)),
     "linear_workspace": (ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32)),
     "conv_workspace": (
         ctypes.c_int64,
@@ -268,3 +269,17 @@ def read_bytes(address: int, count: int) -> int:
     64-bit words: to measure memory bandwidth with. Raises NativeError where there is no library."""
     words: int = require().function("read")(address, count)
     return words
+
+
+def multiply_accumulate(activation_bits: int, turns: int) -> int:
+    """Repeat the innermost instructions of the kernels for 8-bit activations or signs (1) on registers,
+    ``turns`` times on each thread, and return the multiply-accumulates done: to measure arithmetic
+    peaks with. 0 where the instruction set in use has none of its own (``portable``).
+
+    Raises NativeError where there is no library or it refuses.
+    """
+    library = require()
+    done: int = library.function("multiply_accumulate")(activation_bits, turns)
+    if done < 0:
+        raise library.failed("multiply_accumulate")
+    return done
