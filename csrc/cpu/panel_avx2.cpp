@@ -127,8 +127,8 @@ struct Avx2Panel {
 
   static void finish(const LinearTask& task, int64_t token, int64_t row, int64_t count,
                      const int32_t* sums, int32_t offset, const float* scale) {
-    float t[kPanelLanes];
-    for (int64_t r = 0; r < kPanelLanes; ++r) t[r] = scale[r] * static_cast<float>(dot_of(sums[r], offset));
+    float t[kPanelLanes] = {};
+    add_scaled(sums, offset, scale, t);
     store_rows(task, token, row, count, t);
   }
 

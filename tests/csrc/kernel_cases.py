@@ -148,6 +148,26 @@ def _cases() -> list[Case]:
     return list(dict.fromkeys(cases))
 
 
+#: As SHAPES, for batches: rows that fill a panel (64 or 80), one more, a few; one and several vectors.
+BATCH_SHAPES = [(1, 7, 3, 0), (1, 80, 64, 0), (1, 161, 129, 0), (2, 83, 200, 64), (3, 33, 77, 8)]
+
+
+def _batch_cases() -> list[Case]:
+    """Enough tokens for the kernels that decode a panel of weights once for all of them."""
+    tokens = itertools.cycle([97, 110, 132])
+    dtypes = itertools.cycle([(F32, F32, -1), (BF16, F32, F32), (F16, BF16, F16), (F32, F16, BF16)])
+    cases = []
+    for fmt, activation in itertools.product(FORMATS, (INT8, INT16, SIGN)):
+        if activation == SIGN and fmt != BINARY:
+            continue
+        for shape in BATCH_SHAPES:
+            x_dtype, y_dtype, bias_dtype = next(dtypes)
+            cases.append(
+                Case(fmt, *shape, activation, next(tokens), x_dtype, y_dtype, 3, 5, bias_dtype=bias_dtype)
+            )
+    return cases
+
+
 def _extreme_cases() -> list[Case]:
     """The longest sums: all +1 against the largest activation, without and with groups."""
     cases = []
@@ -157,11 +177,12 @@ def _extreme_cases() -> list[Case]:
         for tokens in (1, 3):
             cases.append(Case(fmt, 1, 21, 262144, 0, activation, tokens, extreme=1))
         cases.append(Case(fmt, 2, 5, 65536 + 8, 32768, activation, 14, extreme=1))
+        cases.append(Case(fmt, 1, 17, 16384 + 4, 0, activation, 100, extreme=1))
     return cases
 
 
 LAYOUTS = [Layout(fmt, *shape) for fmt in FORMATS for shape in SHAPES]
-CASES = _cases()
+CASES = _cases() + _batch_cases()
 EXTREME_CASES = _extreme_cases()
 
 
