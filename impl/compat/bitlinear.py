@@ -117,7 +117,13 @@ class _OriginalStates(QuantizedLinear):
         scales = gammas.detach().to(torch.float32).reshape(self.components, self.out_features, 1)
         if not bool(torch.isfinite(scales).all()):
             raise ValueError(f"{self._scales_key} holds NaN or infinite scales: repair the checkpoint")
-        return PackedWeight.from_codes(rounded, scales.to(self.scale_dtype), self.format)
+        stored = scales.to(self.scale_dtype)
+        if not bool(torch.isfinite(stored).all()) or bool(((stored == 0) & (scales != 0)).any()):
+            raise ValueError(
+                f"{self._scales_key} holds scales that {self.scale_dtype} cannot: build the layer with "
+                "scale_dtype=torch.float32"
+            )
+        return PackedWeight.from_codes(rounded, stored, self.format)
 
 
 class BitLinear(_OriginalStates, _BitLinear):

@@ -27,7 +27,8 @@ def absmax_quantize(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """``x`` as integers of ``bits`` bits, with one scale for the whole tensor, and what they stand for.
 
     With L = 2^(bits - 1) - 1 and s = L / max|x|: ``quantised`` = round(s x), half to even, and
-    ``dequantised`` = quantised / s, both of the shape of ``x``. A tensor of zeros stays zero.
+    ``dequantised`` = quantised / s, both of the shape of ``x``. A tensor of zeros stays zero,
+    and one becomes zero whose s the dtype could not hold (in float32, max|x| below 1e-36 for 8 bits).
 
     Returns ``quantised`` as int8 up to 8 bits, int16 up to 16 and int32 up to 24, and ``dequantised``
     in the dtype of ``x``; the gradient of the latter passes to ``x`` unchanged. Raises TypeError for

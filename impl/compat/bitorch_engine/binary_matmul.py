@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,10 +28,14 @@ class BinaryMatMul(nn.Module):
         super().__init__()
         if dtype not in ACTIVATION_DTYPES:
             raise TypeError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
-        self.dtype = dtype
         self.x_clip = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
         self.y_clip = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
         self._learned = (LearnedScale("x_clip", 2.0), LearnedScale("y_clip", 2.0))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the clips."""
+        return self.x_clip.dtype
 
     def set_activation_scale(self, x: Tensor, y: Tensor) -> None:
         """Set the clips that are still 0 from ``x`` and ``y``. ValueError for NaN and infinity."""
@@ -58,3 +64,9 @@ class BinaryMatMul(nn.Module):
         ]
         z: Tensor = SignMatMul.apply(x, y, *clips)
         return z.to(x.dtype)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        for learned, clip in zip(self._learned, (self.x_clip, self.y_clip), strict=True):
+            learned.forget()
+            learned.is_set(clip)  # looks now, so that forward need not

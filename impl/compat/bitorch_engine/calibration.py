@@ -32,11 +32,11 @@ class LearnedScale:
     def calibrate(self, scale: nn.Parameter, x: Tensor) -> None:
         """Set ``scale`` from the batch ``x``; an empty one, or one of zeros, leaves it at 0.
 
-        Raises ValueError where ``x`` holds NaN or infinity.
+        Raises ValueError where ``x`` holds NaN or infinity, or has a mean beyond the dtype of ``scale``.
         """
         if x.numel() == 0:
             return
-        value = self.of_all(x)
+        value = self.of_all(x).to(scale.dtype)
         if not bool(torch.isfinite(value)):
             raise ValueError(
                 f"{self.name} cannot be set from a batch with a mean magnitude of "

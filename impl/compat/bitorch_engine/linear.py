@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from impl.checks import check_activations, check_choice
-from impl.compat.bitorch_engine.base import BinaryLinearBase, LayerRecipe, is_prepared, trained_by_flips
-from impl.compat.bitorch_engine.calibration import LearnedScale
-from impl.compat.bitorch_engine.quant_operators import init_weight
+from impl.checks import check_activations
+from impl.compat.bitorch_engine.base import BinaryLinearBase, LayerRecipe
+from impl.compat.bitorch_engine.sign_layer import ScaledSigns
 from impl.compat.bitorch_engine.signs import SignLinear, pack_signs
-from impl.layers.base import SCALES
 from impl.layers.calls import autocast
 
 
@@ -48,27 +46,13 @@ class BinaryLinearCPP(BinaryLinearBase):
         return layer
 
 
-class ScaledBinaryLinear(BinaryLinearBase):
+class ScaledBinaryLinear(ScaledSigns, BinaryLinearBase):
     """y = scale_a scale_w sign(x + bias_a) sign(W)^T + bias.
 
-    ``bias_a`` [input_features] shifts the input, ``scale_a`` (a scalar) is both the magnitude of the
-    activations and the window of their gradient; both are learned. ``scale_w`` is the mean magnitude
-    of the weight, a scalar or with ``scale="row"`` [out_features]; it is a constant.
-
-    ``scale_a`` starts at 0, and the first batch in training mode sets it to 2 mean|x| (4 mean|x| with
-    ``symmetric=False``): run one before compiling, and before wrapping in DDP, whose ranks see
-    different batches. In eval mode nothing is stored: until it is set, each row takes its own
-    2 (or 4) mean|x|.
-
-    :meth:`prepare_params` and :meth:`set_weight_data` turn the weight into a
-    :class:`impl.parameters.BinaryLinearParameter`, one byte a weight, trained by flips of its sign
-    (:class:`impl.optim.DiodeMix`); a float weight trains with any optimizer. Gradients:
+    ``bias_a`` is [input_features], ``scale_w`` with ``scale="row"`` [out_features]; a sample is a row of
+    x. Otherwise as :class:`impl.compat.bitorch_engine.sign_layer.ScaledSigns` says. Gradients:
     :class:`impl.compat.bitorch_engine.signs.SignLinear`.
     """
-
-    bias_a: nn.Parameter
-    scale_a: nn.Parameter
-    scale_w: Tensor
 
     def __init__(
         self,
@@ -82,49 +66,7 @@ class ScaledBinaryLinear(BinaryLinearBase):
         scale: str = "tensor",
     ) -> None:
         super().__init__(input_features, out_features, device, dtype, symmetric, bias=bias)
-        self.scale = check_choice("scale", scale, SCALES)
-        factory: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        self.bias_a = nn.Parameter(torch.zeros(self.input_features, **factory))
-        self.scale_a = nn.Parameter(torch.zeros((), **factory))
-        self._learned_scale = LearnedScale("scale_a", 2.0 if symmetric else 4.0)
-        self._register_scale_w(torch.ones(() if scale == "tensor" else self.output_features, **factory))
-
-    def _register_scale_w(self, scale_w: Tensor) -> None:
-        self.register_buffer("scale_w", scale_w)
-
-    def reset_parameters(self) -> None:
-        """Draw a float weight and the bias anew; shift and scales start again, at 0 and at 1."""
-        super().reset_parameters()
-        with torch.no_grad():
-            self.bias_a.zero_()
-            self.scale_a.zero_()
-            self.scale_w.fill_(1)
-        self._learned_scale.forget()
-
-    def prepare_params(self) -> None:
-        """Keep of a float weight the signs about its mean, one byte each, and set ``scale_w`` to its mean
-        magnitude. No-op where that is done, or where only the packed signs are left."""
-        if self.weight is None or is_prepared(self.weight):
-            return
-        numbers, scale_w = init_weight(self.weight, scale=self.scale)
-        with torch.no_grad():
-            self.scale_w.copy_(scale_w)
-        self.weight = trained_by_flips(numbers, self.dtype)
-        self._drop_qweight()
-
-    def set_weight_data(self, x: Tensor) -> None:
-        """As :meth:`BinaryLinearBase.set_weight_data`, followed by :meth:`prepare_params`."""
-        super().set_weight_data(x)
-        self.prepare_params()
-
-    def set_activation(self, x: Tensor) -> Tensor:
-        """x + ``bias_a``; in training mode the first call sets ``scale_a`` from x.
-
-        ValueError where that first x holds NaN or infinity.
-        """
-        if self.training and not self._learned_scale.is_set(self.scale_a):
-            self._learned_scale.calibrate(self.scale_a, x)
-        return x + self.bias_a
+        self._add_scales(self.input_features, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., out_features] of x [..., input_features], in the dtype of x (autocast's, where on).
@@ -142,11 +84,6 @@ class ScaledBinaryLinear(BinaryLinearBase):
 
     def _check_forward(self, x: Tensor) -> None:
         check_activations(x, self.input_features)  # packed signs could not be shifted
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._learned_scale.forget()
-        self._learned_scale.is_set(self.scale_a)  # looks now, so that forward need not
 
 
 class BinaryLinearCuda(ScaledBinaryLinear):

@@ -24,9 +24,9 @@ def nv_tensor_quant(
     dimensions broadcasts against them (one per row, say). Where ``amax`` is at most 2^-24 the numbers
     are 0 and the scale is 1. The scale is float32 (float64 for float64 inputs), of the shape of ``amax``.
 
-    Raises TypeError for integer inputs and for negative ones with ``unsigned``; ValueError for an
-    ``amax`` that is negative or of another number of dimensions, and for ``num_bits`` that the dtype
-    cannot hold.
+    Raises TypeError for integer inputs, for negative ones with ``unsigned``, and for an ``amax`` that is
+    no tensor; ValueError for one that is negative or of another number of dimensions, and for
+    ``num_bits`` that the dtype cannot hold.
     """
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         got = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -44,6 +44,8 @@ def nv_tensor_quant(
     if amax is None:
         zero = values.new_zeros([1] * values.dim())
         amax = values.abs().amax().expand_as(zero).clone() if values.numel() else zero
+    elif not isinstance(amax, Tensor):
+        raise TypeError(f"amax must be a torch.Tensor or None, got {amax!r}: use torch.full")
     elif amax.dim() != inputs.dim():
         raise ValueError(
             f"amax has {amax.dim()} dimensions, the inputs {inputs.dim()}: "

@@ -68,14 +68,14 @@ def test_components_are_the_greedy_ones(k):
 
 
 def test_layers_are_small():
-    """In the original the layer's memory is that of the float weight."""
+    """seed 004: memory is that of the float weight, packed bytes are only an estimate."""
     layer = BitLinear.from_linear(nn.Linear(640, 640, bias=False))
     held = sum(t.numel() * t.element_size() for t in layer.state_dict().values())
     assert held < 640 * 640 * 4 / 18
 
 
 def test_an_optimizer_keeps_weights_ternary():
-    """In the original W_ternary is itself the trained parameter."""
+    """seed 004: W_ternary is itself the trained parameter, so a step makes it anything."""
     torch.manual_seed(0)
     layer = BitLinear(24, 6)
     before = layer.W_ternary
@@ -89,7 +89,7 @@ def test_an_optimizer_keeps_weights_ternary():
 
 
 def test_device_and_dtype_are_honoured():
-    """The original ignores both."""
+    """seed 004: device and dtype are ignored."""
     assert BitLinear(8, 4, device="meta").weight.is_meta
     assert MultiTernaryLinear(8, 4, 2, True, "meta", torch.bfloat16).weight.dtype == torch.bfloat16
     layer = BitLinear.from_linear(nn.Linear(8, 4, dtype=torch.bfloat16))
@@ -97,7 +97,7 @@ def test_device_and_dtype_are_honoured():
 
 
 def test_conversion_takes_the_root_and_spares_what_is_read():
-    """The original leaves a bare nn.Linear and replaces the projection that attention reads."""
+    """seed 004: the root is left as it is; seed 004: subclasses that attention reads are replaced."""
     assert isinstance(bitlinear.convert_linear_to_bitlinear(nn.Linear(8, 4)), BitLinear)
     model = nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     model[0].weight = model[2].weight
@@ -142,11 +142,16 @@ def test_states_of_the_original_are_checked():
     for change, message in (
         ({"W_ternary": state["W_ternary"] + 0.1}, "an optimizer has moved it"),
         ({"W_ternary": state["W_ternary"][:, 1:]}, r"W_ternary has shape \[22, 29\]"),
+        ({"W_ternary": state["W_ternary"].expand(2, 22, 30)}, r"W_ternary has shape \[2, 22, 30\]"),
         ({"gamma": state["gamma"][1:]}, r"gamma has shape \[21\]"),
         ({"gamma": state["gamma"] / 0}, "gamma holds NaN or infinite"),
     ):
         with pytest.raises(RuntimeError, match=message):
             layer.load_state_dict({**state, **change})
         assert not layer.is_packed
+    for gamma in (1e6, 1e-9):
+        small = BitLinear(30, 22, scale_dtype=torch.float16)
+        with pytest.raises(RuntimeError, match=r"gamma holds scales that torch\.float16 cannot"):
+            small.load_state_dict({**state, "gamma": torch.full((22,), gamma)})
     with pytest.raises(RuntimeError, match="group_size=8"):
         BitLinear(30, 22, group_size=8).load_state_dict(state)

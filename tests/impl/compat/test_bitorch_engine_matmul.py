@@ -39,7 +39,9 @@ def test_products_are_exact(lead, rows, others, columns, strided):
     if strided:
         x, y = x.transpose(-1, -2).contiguous().transpose(-1, -2), y.flip(-1)
     dot = torch.einsum("...mk,...nk->...mn", sign(x), sign(y))
-    assert torch.equal(with_clips(1.5, 0.75)(x, y), dot * 1.5 * 0.75)
+    product = with_clips(1.5, 0.75)
+    assert torch.equal(product(x, y), dot * 1.5 * 0.75)
+    assert torch.equal(product.eval()(x, y), dot * 1.5 * 0.75)
 
 
 def test_values_by_hand():
@@ -88,6 +90,19 @@ def test_the_first_training_batch_sets_the_clips():
     product(9 * x, 9 * y)
     assert product.state_dict() == before
     assert set(before) == {"x_clip", "y_clip"}
+
+
+def test_a_loaded_state_is_looked_at_again():
+    """Clips of 0 that are loaded after training are unset, not a product of zeros."""
+    product = BinaryMatMul()
+    x, y = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    product(3 * x, 3 * y)
+    product.load_state_dict(BinaryMatMul().state_dict())
+    own = 4 * x.abs().mean() * y.abs().mean()
+    torch.testing.assert_close(product.eval()(x, y), sign(x) @ sign(y).mT * own)
+    product.train()(x, y)
+    assert product.x_clip.item() == pytest.approx(2 * x.abs().mean().item())
+    assert product.half().dtype == torch.float16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -61,6 +61,9 @@ def test_rows_and_given_extremes():
         [127, 127],
     ]
     assert nv_tensor_quant(x.abs(), unsigned=True)[0].tolist() == [[8, 16], [255, 128]]
+    assert nv_tensor_quant(torch.tensor([0.0, 0.5, 1.0]), unsigned=True)[0].tolist() == [0, 128, 255]
+    assert nv_tensor_quant(x, torch.tensor([[2.0**-24], [2.0**-23]]))[0].tolist() == [[0, 0], [127, 127]]
+    assert nv_tensor_quant(torch.zeros(0, 3), torch.zeros(0, 1))[1].shape == (0, 1)
 
 
 def test_zeros_and_nothing():
@@ -77,6 +80,8 @@ def test_refusals():
         nv_tensor_quant(torch.tensor([-1.0]), unsigned=True)
     with pytest.raises(ValueError, match="amax has 0 dimensions, the inputs 1"):
         nv_tensor_quant(torch.ones(3), torch.tensor(1.0))
+    with pytest.raises(TypeError, match=r"amax must be a torch\.Tensor or None, got 2\.0"):
+        nv_tensor_quant(torch.ones(3), 2.0)
     with pytest.raises(ValueError, match="amax holds negative values"):
         nv_tensor_quant(torch.ones(3), torch.tensor([-1.0]))
     with pytest.raises(ValueError, match="numbers up to 511"):
@@ -109,5 +114,7 @@ def test_initial_weights_by_row():
     parameter, scale = init_weight(weight, scale="row")
     torch.testing.assert_close(scale, weight.abs().mean(1))
     assert torch.equal(parameter > 0, weight >= weight.mean(1, keepdim=True))
+    with pytest.raises(ValueError, match=r"unknown scale 'rows'.*did you mean 'row'"):
+        init_weight(weight, scale="rows")
     with pytest.raises(ValueError, match="1 NaN or infinite"):
         init_weight(torch.tensor([[1.0, torch.nan]]))

@@ -94,6 +94,7 @@ def test_quantized_weight_data(cls):
     other.generate_quantized_weight(qweight_only=True)
     magnitude = layer.weight.detach().abs()
     layer.set_quantized_weight_data(other.qweight)
+    assert torch.equal(layer.qweight, other.qweight)
     for _ in range(2):
         assert torch.equal(layer(X), other(X))
         assert torch.equal(layer.eval()(X), other(X))
@@ -139,6 +140,27 @@ def test_weight_data_is_checked_and_copied():
     layer.weight = None
     with pytest.raises(RuntimeError, match="neither weight nor qweight"):
         layer(X)
+
+
+@pytest.mark.parametrize("cls", PLAIN + SCALED)
+def test_resetting_starts_again_from_a_float_weight(cls):
+    for form in forms(cls):
+        layer = build(cls, form, bias=True)
+        before = [
+            None if layer.weight is None else layer.weight.detach().clone(),
+            layer.bias.detach().clone(),
+        ]
+        layer.reset_parameters()
+        assert type(layer.weight) is nn.Parameter
+        assert layer.qweight is None
+        assert layer.weight.abs().max() <= 21**-0.5
+        assert before[0] is None or not torch.equal(layer.weight, before[0])
+        assert not torch.equal(layer.bias, before[1])
+        if cls in SCALED:
+            assert layer.scale_a.item() == 0
+            assert (layer.scale_w == 1).all()
+            layer(X)
+            assert layer.scale_a.item() != 0
 
 
 # ---- weights that train by flips ----------------------------------------------------------------

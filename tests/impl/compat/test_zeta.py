@@ -25,7 +25,7 @@ def test_signatures():
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8, 200])
 def test_documented_examples_run(groups):
-    """With groups=2, the documented example of the original raises RuntimeError."""
+    """zeta: documented example with groups=2 raises RuntimeError."""
     layer = BitLinear(10, 20, groups=groups)
     assert layer(torch.randn(128, 10)).size() == (128, 20)
 
@@ -39,7 +39,7 @@ def test_inside_a_model():
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("lead", [(), (1,), (0,), (2, 3)])
 def test_leading_dimensions_are_kept(groups, lead):
-    """The original returns two rows for a batch of one in its grouped path."""
+    """zeta: batch of one returns two rows in the grouped path."""
     assert BitLinear(6, 4, groups)(torch.randn(*lead, 6)).shape == (*lead, 4)
 
 
@@ -57,7 +57,7 @@ def test_values_by_hand():
 
 
 def test_scale_is_that_of_the_weight():
-    """The original takes the scale of the signs, which is 1 whatever the weight, and divides by it."""
+    """zeta: scale taken of the signs, so 1 whatever the weight, then divided out."""
     layer, x = BitLinear(12, 5), torch.randn(4, 12)
     before = layer(x).detach()
     with torch.no_grad():
@@ -66,21 +66,21 @@ def test_scale_is_that_of_the_weight():
 
 
 def test_outputs_are_in_the_unit_of_the_input():
-    """In the original l(x) == l(3 x): activations are never scaled back."""
+    """zeta: unit of the input is lost, l(x) == l(3 x): activations are never scaled back."""
     layer, x = BitLinear(32, 8, 2), torch.randn(5, 32)
     torch.testing.assert_close(layer(3 * x), 3 * layer(x))
     torch.testing.assert_close(layer(x), x @ layer.quantized_weight().T, rtol=0, atol=0.1)
 
 
 def test_rows_do_not_see_each_other():
-    """In the original one scale serves the whole batch."""
+    """zeta: rows share one activation scale over the whole batch."""
     layer, x = BitLinear(16, 6), torch.randn(4, 16)
     crowded = torch.cat([x, 1000 * torch.randn(3, 16)])
     torch.testing.assert_close(layer(crowded)[:4], layer(x))
 
 
 def test_gradients_reach_weight_and_input():
-    """In the original the weight's gradient is zero and the input has none."""
+    """zeta: gradient of the weight is zero and the input has none."""
     layer = BitLinear(12, 5, 3)
     x, towards = torch.randn(7, 12, requires_grad=True), torch.randn(7, 5)
     layer(x).backward(towards)
@@ -150,7 +150,7 @@ def test_absmax_is_within_half_a_step(values, bits, dtype):
 
 
 def test_absmax_of_zeros():
-    """The original divides by zero: NaN."""
+    """zeta: zeros are divided by zero."""
     for x in (torch.zeros(2, 3), torch.zeros(0, 3), torch.tensor([1e-45, 0.0])):
         quantised, dequantised = absmax_quantize(x)
         assert quantised.shape == dequantised.shape == x.shape
@@ -162,7 +162,7 @@ def test_absmax_of_zeros():
     ("bits", "dtype"), [(8, torch.int8), (9, torch.int16), (16, torch.int16), (24, torch.int32)]
 )
 def test_absmax_of_more_bits_does_not_overflow(bits, dtype):
-    """The original casts to int8 whatever the width."""
+    """zeta: bits beyond 8 overflow, as everything is cast to int8."""
     x = torch.tensor([1.0, -0.5])
     quantised, dequantised = absmax_quantize(x, bits)
     assert quantised.dtype == dtype
@@ -177,6 +177,9 @@ def test_absmax_of_half_precision(dtype):
     assert quantised.tolist()[0] == 127
     assert dequantised.dtype == dtype
     assert torch.isfinite(dequantised).all()
+    # Neither the range of float16 nor the precision of bfloat16 holds what lies between.
+    assert absmax_quantize(torch.tensor([2.0**-13, -(2.0**-14)], dtype=dtype))[0].tolist() == [127, -64]
+    assert absmax_quantize(torch.tensor([1.0, 0.75], dtype=dtype), 16)[0].tolist() == [32767, 24575]
 
 
 def test_absmax_passes_the_gradient():

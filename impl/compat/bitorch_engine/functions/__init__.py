@@ -1,0 +1,1 @@
+"""``bitorch_engine.functions``: packing of single tensors."""

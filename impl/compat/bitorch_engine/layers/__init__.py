@@ -1,0 +1,1 @@
+"""``bitorch_engine.layers``: the layers by the module paths of the original."""

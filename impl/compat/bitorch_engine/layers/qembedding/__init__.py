@@ -1,0 +1,1 @@
+"""``bitorch_engine.layers.qembedding``."""

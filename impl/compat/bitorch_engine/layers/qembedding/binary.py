@@ -1,0 +1,6 @@
+"""``bitorch_engine.layers.qembedding.binary``."""
+
+from impl.compat.bitorch_engine.embedding import BinaryEmbeddingBag, BinaryEmbeddingCuda
+from impl.parameters import BinaryEmbeddingParameter
+
+__all__ = ["BinaryEmbeddingBag", "BinaryEmbeddingCuda", "BinaryEmbeddingParameter"]

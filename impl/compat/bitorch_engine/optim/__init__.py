@@ -1,0 +1,5 @@
+"""``bitorch_engine.optim``."""
+
+from impl.optim import DiodeMix
+
+__all__ = ["DiodeMix"]

@@ -1,0 +1,1 @@
+"""``bitorch_engine.utils``: helpers for tensors and whole models."""
