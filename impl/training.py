@@ -1,7 +1,7 @@
 """From a float network to its quantised one in small steps, and clipping of latent weights.
 
 Quantising a trained network all at once throws away most of what it knows. Annealing blends the
-quantised values in, for every quantised linear layer in training form:
+quantised values in, for every quantised linear layer and convolution in training form:
 
     weight used      = (1 - s) w + s Q(w)
     activations used = (1 - t) x + t Q(x)        where ``activation_bits`` is set
@@ -34,13 +34,11 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from impl.checks import check_activations, check_choice
-from impl.layers import QuantizedLinear
-from impl.layers.calls import autocast
-from impl.quantizers import fake_quantize_activations
+from impl.checks import check_choice
+from impl.layers.forms import TwoForms
+from impl.layers.quantized import QuantizedLayer
 from impl.quantizers.sign import check_positive_number
 
 Schedule = Callable[[int], float]
@@ -192,7 +190,7 @@ def at_strength(
             _assign(layer, previous)
 
 
-def strength_of(layer: QuantizedLinear) -> Strength:
+def strength_of(layer: QuantizedLayer) -> Strength:
     """The strengths that ``layer`` uses in training form."""
     return layer._strength if isinstance(layer, _Blended) else FULL
 
@@ -202,8 +200,8 @@ class WeightClip:
 
     Estimators with a window (``clip``, ``approx_sign``, ``magnitude_aware``) have no gradient outside
     it: a weight that an optimizer step carried out would stay for ever. ``target`` is a module, for
-    the latent weights of its quantised linear layers, or an iterable of tensors. To clip after
-    every step:
+    the latent weights of its quantised layers, embeddings included, or an iterable of tensors. To
+    clip after every step:
 
         optimizer.register_step_post_hook(WeightClip(model))
 
@@ -216,8 +214,10 @@ class WeightClip:
         self._tensors = [] if isinstance(target, nn.Module) else list(target)
         if self._module is None and not self._tensors:
             raise ValueError("no tensors to clip: give a module or a non-empty iterable")
-        if self._module is not None:
-            _latent_layers(self._module)
+        if self._module is not None and not self._weights():
+            raise ValueError(
+                "the module holds no quantised layer in training form: prepare() it, or unpack() it"
+            )
 
     @torch.no_grad()
     def __call__(self, *_: object) -> None:
@@ -227,10 +227,11 @@ class WeightClip:
     def _weights(self) -> list[Tensor]:
         if self._module is None:
             return self._tensors
-        return [layer.weight for layer in _quantized_layers(self._module) if layer.weight is not None]
+        layers = (m for m in self._module.modules() if isinstance(m, TwoForms))
+        return [layer.weight for layer in layers if layer.weight is not None]
 
 
-class _Blended(QuantizedLinear):
+class _Blended(QuantizedLayer):
     """A quantised layer whose latent form uses blended values.
 
     A layer takes a subclass of this as its class while its strengths are below 1 and gets its own class
@@ -241,18 +242,14 @@ class _Blended(QuantizedLinear):
     weight_strength: Tensor
     activation_strength: Tensor
     _strength: Strength
-    _plain: ClassVar[type[QuantizedLinear]]  # of every subclass: the class to go back to
+    _plain: ClassVar[type[QuantizedLayer]]  # of every subclass: the class to go back to
 
-    def _forward_latent(self, x: Tensor) -> Tensor:
-        check_activations(x, self.in_features)
-        x = autocast(x)
-        if self.activation_bits is not None:
-            quantized = fake_quantize_activations(x, self.activation_bits)
-            x = torch.lerp(x, quantized, self.activation_strength.to(x.dtype))
-        if not torch.compiler.is_compiling():
-            self.__dict__["_served"] = f"{self._operator}/latent/torch"
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self._fake_quantized_weight().to(x.dtype), bias)
+    def _activations(self, x: Tensor, bits: int | None) -> Tensor:
+        exact = super()._activations(x, None)  # type: ignore[safe-super]
+        if bits is None:
+            return exact
+        rounded = super()._activations(x, bits)  # type: ignore[safe-super]
+        return torch.lerp(exact, rounded, self.activation_strength.to(x.dtype))
 
     def _fake_quantized_weight(self) -> Tensor:
         weight = self._latent("the latent weight")
@@ -267,7 +264,7 @@ class _Blended(QuantizedLinear):
         return torch.lerp(latent, quantized, self.weight_strength.to(dtype))
 
     def pack(self) -> Self:
-        """As :meth:`QuantizedLinear.pack`; RuntimeError below full strength, where it would change what
+        """As :meth:`QuantizedLayer.pack`; RuntimeError below full strength, where it would change what
         the layer computes."""
         if not self.is_packed and self._strength != FULL:
             raise RuntimeError(
@@ -296,16 +293,16 @@ class _Blended(QuantizedLinear):
 
 
 @functools.cache
-def _blended_class(plain: type[QuantizedLinear]) -> type[_Blended]:
+def _blended_class(plain: type[QuantizedLayer]) -> type[_Blended]:
     return cast("type[_Blended]", type(f"Blended{plain.__name__}", (_Blended, plain), {"_plain": plain}))
 
 
-def _restore(plain: type[QuantizedLinear]) -> _Blended:
+def _restore(plain: type[QuantizedLayer]) -> _Blended:
     cls = _blended_class(plain)
     return cls.__new__(cls)
 
 
-def _assign(layer: QuantizedLinear, value: Strength) -> None:
+def _assign(layer: QuantizedLayer, value: Strength) -> None:
     """Give ``layer`` these strengths, and the class that goes with them."""
     if not isinstance(layer, _Blended):
         if value == FULL:
@@ -326,7 +323,7 @@ def _assign(layer: QuantizedLinear, value: Strength) -> None:
         layer.__class__ = plain
 
 
-def _set(layers: Iterable[QuantizedLinear], weights: float | None, activations: float | None) -> None:
+def _set(layers: Iterable[QuantizedLayer], weights: float | None, activations: float | None) -> None:
     for name, value in (("weights", weights), ("activations", activations)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"the strength of {name} must lie in 0 .. 1, got {value!r}")
@@ -341,15 +338,16 @@ def _set(layers: Iterable[QuantizedLinear], weights: float | None, activations: 
         )
 
 
-def _quantized_layers(model: nn.Module) -> list[QuantizedLinear]:
-    return [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+def _quantized_layers(model: nn.Module) -> list[QuantizedLayer]:
+    return [m for m in model.modules() if isinstance(m, QuantizedLayer)]
 
 
-def _latent_layers(model: nn.Module) -> list[QuantizedLinear]:
+def _latent_layers(model: nn.Module) -> list[QuantizedLayer]:
     """The quantised layers of ``model`` in training form; ValueError where there is none."""
     layers = [layer for layer in _quantized_layers(model) if not layer.is_packed]
     if not layers:
         raise ValueError(
-            "the model holds no quantised linear layer in training form: prepare() it, or unpack() it"
+            "the model holds no quantised linear layer or convolution in training form: prepare() it, or "
+            "unpack() it"
         )
     return layers

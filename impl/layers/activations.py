@@ -17,6 +17,7 @@ from impl.quantizers.sign import (
     check_dim,
     check_float,
     check_positive_number,
+    check_threshold,
     magnitude_aware_sign,
     ste_heaviside,
     ste_sign,
@@ -111,7 +112,7 @@ class SteTern(nn.Module):
         clip_value: float | None = 1.0,
     ) -> None:
         super().__init__()
-        self.threshold_value = threshold_value
+        self.threshold_value = check_threshold(threshold_value)
         self.ternary_weight_networks = ternary_weight_networks
         self.clip_value = check_clip(clip_value)
 

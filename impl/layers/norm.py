@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from impl.checks import check_activations, check_positive
 from impl.layers.base import QuantizedLinear
+from impl.layers.fused import leave_fused_paths
 
 
 class RMSNorm(nn.Module):
@@ -58,11 +59,15 @@ class NormedLinear(nn.Module):
 
     ``linear`` is any :class:`~impl.layers.QuantizedLinear`, in either form, and stays what it is:
     :func:`impl.pack`, :func:`impl.unpack` and annealing find it inside. ``norm`` is any module that
-    keeps the shape; by default an :class:`RMSNorm` with ``eps``, on the device and in the dtype of
-    ``linear``. The state has the keys of both, below ``norm.`` and ``linear.``.
+    keeps the shape; by default an :class:`RMSNorm` with ``eps`` (None: 1e-6), on the device and in the
+    dtype of ``linear``. The state has the keys of both, below ``norm.`` and ``linear.``.
+
+    Raises TypeError for another kind of ``linear``, ValueError where both ``norm`` and ``eps`` are given.
     """
 
-    def __init__(self, linear: QuantizedLinear, norm: nn.Module | None = None, *, eps: float = 1e-6) -> None:
+    def __init__(
+        self, linear: QuantizedLinear, norm: nn.Module | None = None, *, eps: float | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(linear, QuantizedLinear):
             raise TypeError(
@@ -72,7 +77,10 @@ class NormedLinear(nn.Module):
         if norm is None:
             held = linear.codes if linear.weight is None else linear.weight
             assert held is not None
+            eps = 1e-6 if eps is None else eps
             norm = RMSNorm(linear.in_features, eps, device=held.device, dtype=linear.weight_dtype)
+        elif eps is not None:
+            raise ValueError(f"eps={eps} is for the RMSNorm made where norm is None: drop one of them")
         self.norm = norm
         self.linear = linear
         self.train(linear.training)
@@ -110,6 +118,7 @@ def add_input_norms(module: nn.Module, *, eps: float = 1e-6) -> nn.Module:
                 if id(child) not in wrapped:
                     wrapped[id(child)] = NormedLinear(child, eps=eps)
                 setattr(parent, name, wrapped[id(child)])
+    leave_fused_paths(module)
     if not wrapped:
         raise ValueError("the module holds no quantised linear layer to put a norm before: prepare() it")
     return module

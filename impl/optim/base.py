@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from impl.parameters import LowBitParameter
+from impl.parameters.checks import check_gradient
 
 
 class LowBitOptimizer(torch.optim.Optimizer):
@@ -41,8 +42,12 @@ class LowBitOptimizer(torch.optim.Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise TypeError or ValueError for options or parameters that the optimizer cannot serve."""
 
+    def _due(self) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
+        """The parameters that have a gradient, with it and their group, once all gradients have passed
+        their checks: a refused step changes nothing."""
+        return [(p, g, group) for group in self.param_groups for p, g in self._with_gradient(group)]
+
     def _with_gradient(self, group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The parameters of ``group`` that have a gradient, and it."""
         for parameter in group["params"]:
             low_bit = isinstance(parameter, LowBitParameter)
             gradient = parameter.update_gradient() if low_bit else parameter.grad
@@ -53,7 +58,7 @@ class LowBitOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__} takes dense gradients, got layout {gradient.layout}: "
                     "build the embedding with sparse=False"
                 )
-            yield parameter, gradient
+            yield parameter, check_gradient(type(parameter).__name__, gradient) if low_bit else gradient
 
 
 def evaluate(closure: Callable[[], float] | None) -> float | None:

@@ -24,8 +24,8 @@ class Bop(LowBitOptimizer):
     gamma: in (0, 1]; 1 / gamma is about the number of steps that the average looks back. Schedule it
         through ``group["gamma"]``.
 
-    The state is one float32 average a weight. Raises ValueError for other values, TypeError for other
-    parameters.
+    The state is one float32 average a weight. Raises ValueError for other values and for gradients with
+    NaN or infinity, TypeError for other parameters.
     """
 
     def __init__(
@@ -52,15 +52,12 @@ class Bop(LowBitOptimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; returns the loss of ``closure`` where given."""
         loss = evaluate(closure)
-        for group in self.param_groups:
-            for parameter, gradient in self._with_gradient(group):
-                assert isinstance(parameter, BinaryParameter)
-                state = self.state[parameter]
-                if not state:
-                    state["exp_avg"] = torch.zeros(
-                        parameter.shape, dtype=torch.float32, device=parameter.device
-                    )
-                average = state["exp_avg"].lerp_(gradient.to(torch.float32), group["gamma"])
-                signs = parameter.signs().reshape(parameter.shape)
-                parameter.flip_(average * signs > group["threshold"])
+        for parameter, gradient, group in self._due():
+            assert isinstance(parameter, BinaryParameter)
+            state = self.state[parameter]
+            if not state:
+                state["exp_avg"] = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+            average = state["exp_avg"].lerp_(gradient.to(torch.float32), group["gamma"])
+            signs = parameter.signs().reshape(parameter.shape)
+            parameter.flip_(average * signs > group["threshold"])
         return loss

@@ -15,6 +15,9 @@ from impl.optim.galore import GaLoreProjector
 from impl.parameters import DIODE_MARGIN, LowBitParameter
 from impl.parameters.rules import Update, adamw_change, state_shape
 
+_PROJECTION = ("update_proj_gap", "scale", "proj_type")
+"""Options of a group beside its ``rank``, for :class:`GaLoreProjector`."""
+
 
 def first_flip_step(
     u: float,
@@ -42,6 +45,8 @@ def first_flip_step(
     limit = (1 - beta2) * lr / (1 - ratio)
     if limit <= threshold:
         return math.inf
+    if ratio <= 0:  # nothing is remembered
+        return 1.0
     return math.log((limit + u * margin) / (limit - threshold)) / -math.log(ratio)
 
 
@@ -76,7 +81,8 @@ class DiodeMix(LowBitOptimizer):
     weight starts again at the full margin, so these times hold, with u = 1, for every flip.
 
     Raises ValueError for negative ``lr``, ``eps``, ``weight_decay`` or ``threshold``, betas outside [0, 1),
-    and averages of a ``dtype`` too coarse for them; RuntimeError for sparse gradients.
+    averages of a ``dtype`` too coarse for them, and gradients of low-bit parameters with NaN or infinity
+    (their values could not show it); TypeError for complex parameters; RuntimeError for sparse gradients.
     """
 
     def __init__(
@@ -123,6 +129,15 @@ class DiodeMix(LowBitOptimizer):
                 )
         if "rank" in group:
             _projector(group)
+        elif set(_PROJECTION) & set(group):
+            named = ", ".join(name for name in _PROJECTION if name in group)
+            raise ValueError(f"{named} without rank: give the group a rank, which turns GaLore on")
+        for parameter in group["params"]:
+            if parameter.is_complex():
+                raise TypeError(
+                    f"DiodeMix trains real parameters, got {parameter.dtype} of shape "
+                    f"{tuple(parameter.shape)}: keep torch.view_as_real(...) of it as the parameter"
+                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As :meth:`LowBitOptimizer.load_state_dict`; GaLore goes on in the saved subspaces."""
@@ -133,9 +148,8 @@ class DiodeMix(LowBitOptimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; returns the loss of ``closure`` where given."""
         loss = evaluate(closure)
-        for group in self.param_groups:
-            for parameter, gradient in self._with_gradient(group):
-                self._step(parameter, gradient, group)
+        for parameter, gradient, group in self._due():
+            self._step(parameter, gradient, group)
         return loss
 
     def _step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -189,5 +203,5 @@ class DiodeMix(LowBitOptimizer):
 
 def _projector(group: dict[str, Any]) -> GaLoreProjector:
     """The projector that the options of ``group`` describe; ValueError for others."""
-    options = {name: group[name] for name in ("update_proj_gap", "scale", "proj_type") if name in group}
+    options = {name: group[name] for name in _PROJECTION if name in group}
     return GaLoreProjector(group["rank"], **options)

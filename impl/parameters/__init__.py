@@ -18,7 +18,8 @@ from impl.parameters.binary import (
 from impl.parameters.mpq import MPQWeightParameter
 from impl.parameters.nbit import NBitParameter, nBitConvParameter, nBitLinearParameter
 from impl.parameters.rules import DIODE_MARGIN, Projector
-from impl.parameters.tensor import LowBitParameter, LowBitTensor, rebuild
+from impl.parameters.tensor import LowBitParameter, rebuild
+from impl.parameters.wrapper import LowBitTensor
 
 # torch.load(weights_only=True) makes only what it has been told of.
 _torch.serialization.add_safe_globals(

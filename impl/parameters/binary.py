@@ -170,6 +170,7 @@ class BinaryEmbeddingParameter(BinaryParameter):
 
     active_indices: Tensor | None = None
 
+    _transient = ("active_indices",)
     _dimensions = (2,)
 
     def __new__(
@@ -192,7 +193,15 @@ class BinaryEmbeddingParameter(BinaryParameter):
     def _rows_to_update(self, gradient: Tensor) -> Tensor:
         if self.active_indices is None:
             return (gradient != 0).any(dim=1).nonzero().squeeze(1)
-        return self.active_indices.to(self.device, torch.int64).unique()
+        rows, count = self.active_indices, self.shape[0]
+        if rows.dtype == torch.bool or rows.is_floating_point():
+            raise TypeError(f"active_indices must be integers, got {rows.dtype}: pass numbers of rows")
+        rows = rows.to(self.device, torch.int64).unique()
+        if rows.numel() and (int(rows[0]) < 0 or int(rows[-1]) >= count):
+            raise ValueError(
+                f"active_indices must lie in 0 .. {count - 1}, got {int(rows[0])} .. {int(rows[-1])}"
+            )
+        return rows
 
 
 def _read(data: Tensor, scope: str) -> tuple[Sequence[int], Tensor, Tensor]:

@@ -51,3 +51,14 @@ def check_scales(scales: Tensor | None, codes: Tensor, scope: str) -> Tensor:
     if not flat.is_meta and not bool(((flat >= 0) & flat.isfinite()).all()):
         raise ValueError("scales must be finite and not negative: a sign belongs into the codes")
     return flat
+
+
+def check_gradient(owner: str, gradient: Tensor) -> Tensor:
+    """``gradient`` if it is finite."""
+    if gradient.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(gradient.detach()))).all()):
+        bad = gradient.numel() - int(torch.isfinite(gradient).sum())
+        raise ValueError(
+            f"the gradient of a {owner} holds {bad} NaN or infinite values of {gradient.numel()}: skip this "
+            "step, as torch.amp.GradScaler does, and look for them with torch.autograd.detect_anomaly()"
+        )
+    return gradient

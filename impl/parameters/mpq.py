@@ -66,6 +66,7 @@ class MPQWeightParameter(LowBitParameter):
 
     _tensors = ("codes", "scales", "zeros", "groups", "order")
     _attributes = ("regions", "asym")
+    _transient = ("privileged_grad",)
 
     def __new__(
         cls,
@@ -103,10 +104,12 @@ class MPQWeightParameter(LowBitParameter):
         regions = _regions(data, w_bit, layer_type, rows)
         features = sum(count for count, _ in regions)
         device = data.device
-        order = _order(q_perm, features, device)
+        # Which row belongs where is worked out on the host: on the meta device nothing could be read.
+        order = _order(q_perm, features)
         groups = _groups(g_idx, q_group_map, group_size, order)
         count = int(groups.max()) + 1
-        bits = _bits_of_groups(groups, regions, count)
+        bits = _bits_of_groups(groups, regions, count).to(device)
+        order, groups = order.to(device), groups.to(device)
         shape = (count, data.shape[1])
         if from_float:
             if scales is not None or zeros is not None:
@@ -238,11 +241,12 @@ def _regions(
     return regions
 
 
-def _order(q_perm: Tensor | None, features: int, device: torch.device) -> Tensor:
-    identity = torch.arange(features, dtype=torch.int64, device=device)
+def _order(q_perm: Tensor | None, features: int) -> Tensor:
+    """int64 [in_features] on the host: the input feature of each packed row."""
+    identity = torch.arange(features, dtype=torch.int64, device="cpu")
     if q_perm is None:
         return identity
-    order = q_perm.detach().to(device, torch.int64, copy=True).flatten()
+    order = q_perm.detach().to("cpu", torch.int64, copy=True).flatten()
     if order.shape != identity.shape or not torch.equal(order.sort().values, identity):
         raise ValueError(
             f"q_perm must be a permutation of 0 .. {features - 1}, got shape {tuple(q_perm.shape)}"
@@ -251,7 +255,7 @@ def _order(q_perm: Tensor | None, features: int, device: torch.device) -> Tensor
 
 
 def _groups(g_idx: Tensor | None, q_group_map: Tensor | None, group_size: int, order: Tensor) -> Tensor:
-    """int64 [in_features]: the group of each packed row."""
+    """int64 [in_features] on the host: the group of each packed row."""
     features = order.numel()
     if g_idx is not None and q_group_map is not None:
         raise ValueError("g_idx and q_group_map both give the groups: pass one of them")
@@ -261,7 +265,7 @@ def _groups(g_idx: Tensor | None, q_group_map: Tensor | None, group_size: int, o
     elif g_idx is not None:
         groups = g_idx.detach().flatten()
         if groups.numel() == features:
-            groups = groups.to(order.device)[order]
+            groups = groups.to("cpu")[order]
     else:
         if group_size == 0 or group_size < -1:
             raise ValueError(f"group_size must be positive, or -1 for one group, got {group_size}")
@@ -270,7 +274,7 @@ def _groups(g_idx: Tensor | None, q_group_map: Tensor | None, group_size: int, o
         groups = torch.div(order, size, rounding_mode="floor")
     if groups.numel() != features:
         raise ValueError(f"the groups must be given for {features} input features, got {groups.numel()}")
-    groups = groups.to(order.device, torch.int64, copy=True)
+    groups = groups.to("cpu", torch.int64, copy=True)
     if int(groups.min()) < 0:
         raise ValueError(f"groups count from 0, got {int(groups.min())}")
     return groups

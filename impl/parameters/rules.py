@@ -91,6 +91,11 @@ def adamw_change(value: Tensor, update: Update) -> Tensor:
     With a projector the averages live in the projected space and the step is carried back from it
     (GaLore, Zhao et al., 2024). Same shape and dtype as ``value``.
     """
+    if update.exp_avg_l.dtype == torch.float16:
+        raise ValueError(
+            "an average of squares cannot be kept in torch.float16, where those of gradients below 2e-4 "
+            "vanish and the step explodes: use torch.bfloat16 or torch.float32"
+        )
     gradient = update.grad
     if update.projector is not None:
         gradient = update.projector.project(gradient.flatten(1), update.step - 1)

@@ -15,76 +15,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
+from impl.parameters.checks import check_gradient
 from impl.parameters.rules import Projector, Update, state_shape
+from impl.parameters.wrapper import LowBitTensor
 
 _aten = torch.ops.aten
-
-
-class LowBitTensor(Tensor):
-    """A tensor whose values are decoded wherever they are read.
-
-    Operations without a rule of their own, views included, get the decoded values and return ordinary
-    tensors: what is written to a view does not reach the integers. One that writes in place writes into
-    the decoded values, which are then quantised back.
-    """
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    _rules: ClassVar[Mapping[Any, Callable[..., Any]]] = {}
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], LowBitTensor):
-            rule = args[0]._rules.get(func)
-            if rule is not None:
-                return rule(*args, **kwargs)
-        return _run_decoded(func, args, kwargs)
-
-    def _store(self, _value: Tensor) -> None:
-        raise RuntimeError(
-            f"a {type(self).__name__} cannot be written to: write to the parameter that it belongs to"
-        )
-
-
-def _run_decoded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    written = _written(func, args, kwargs)
-    if written and func.namespace == "c10d":
-        # The result may arrive after the call returns, too late to be quantised.
-        raise RuntimeError(
-            f"{func} cannot fill a {type(written[0]).__name__}: communicate value = p.dequantize() "
-            "and p.copy_(value) afterwards"
-        )
-    values: dict[int, Tensor] = {}
-
-    def decode(item: Any) -> Any:
-        if not isinstance(item, LowBitTensor):
-            return item
-        if id(item) not in values:
-            values[id(item)] = item.dequantize()
-        return values[id(item)]
-
-    result = func(*tree_map(decode, args), **tree_map(decode, kwargs))
-    for item in written:
-        item._store(values[id(item)])
-    # What an in-place operation returns is its operand, not the decoded values.
-    operands = {id(values[id(item)]): item for item in written}
-    return tree_map(lambda item: operands.get(id(item), item), result) if written else result
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[LowBitTensor]:
-    """The arguments that ``func`` writes to, as its schema says."""
-    found = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[position] if position < len(args) else kwargs.get(argument.name)
-        found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, LowBitTensor)]
-    return found
 
 
 class TransposedView(LowBitTensor):
@@ -131,12 +67,17 @@ class LowBitParameter(LowBitTensor):
     plain attributes (``_attributes``), decodes with :meth:`dequantize`, and says how a step of an
     optimizer changes it. Those tensors follow the parameter through ``.to()``, ``deepcopy``,
     pickle, ``state_dict`` and ``Module.to_empty()`` (which leaves zeros); ``.half()`` and
-    ``.bfloat16()`` change the dtype outside only. In-place operations, ``copy_`` included, end at the
-    nearest value that can be kept.
+    ``.bfloat16()`` change the dtype outside only. Tensors or None that belong to the training only
+    (``_transient``) follow through all but pickle and ``state_dict``.
+
+    In-place operations, ``copy_``, ``p[index] = value`` and ``p.data = value`` included, end at the nearest
+    value that can be kept. Those by which other optimizers take their steps raise RuntimeError: the
+    steps would be rounded away.
     """
 
     _tensors: ClassVar[tuple[str, ...]] = ()
     _attributes: ClassVar[tuple[str, ...]] = ()
+    _transient: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def _wrap(
@@ -195,8 +136,9 @@ class LowBitParameter(LowBitTensor):
             (:class:`impl.optim.GaLoreProjector`).
         grad: the gradient; None takes ``qweight.grad``.
 
-        Raises TypeError for a parameter of another class, ValueError for missing state or gradients
-        and shapes that do not belong together.
+        Raises TypeError for a parameter of another class, ValueError for missing state or gradients,
+        shapes that do not belong together, and gradients with NaN or infinity, which integers could
+        not show: they would stand still from then on.
         """
         if not isinstance(qweight, cls):
             raise TypeError(f"{cls.__name__}.update takes a {cls.__name__}, got {type(qweight).__name__}")
@@ -215,6 +157,7 @@ class LowBitParameter(LowBitTensor):
             raise ValueError(
                 f"the gradient has shape {tuple(gradient.shape)}, the parameter {tuple(qweight.shape)}"
             )
+        check_gradient(cls.__name__, gradient)
         qweight.descend(
             Update(
                 grad=gradient,
@@ -305,7 +248,35 @@ class LowBitParameter(LowBitTensor):
         return tensors, {name: getattr(self, name) for name in self._attributes}
 
     def _map(self, fn: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> Self:
-        return type(self)._wrap(self.shape, dtype or self.dtype, *self._state(fn))
+        mapped = type(self)._wrap(self.shape, dtype or self.dtype, *self._state(fn))
+        for name in self._transient:
+            value = getattr(self, name)
+            setattr(mapped, name, None if value is None else fn(value))
+        return mapped
+
+    @property
+    def data(self) -> Tensor:
+        """The parameter without its place in autograd; what is written to it reaches the integers."""
+        found: Tensor = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return found
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        """Take the integers, dtype and device of a parameter of this class, else the nearest values."""
+        if type(value) is type(self):
+            torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+            for name in (*self._tensors, *self._attributes):
+                setattr(self, name, getattr(value, name))
+            return
+        if value.shape != self.shape:
+            raise ValueError(f"data must have shape {tuple(self.shape)}, got {tuple(value.shape)}")
+        with torch.no_grad():
+            self.copy_(value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        values = self.dequantize()
+        values[index] = value
+        self.copy_(values)
 
     # ---- operations with a rule of their own ------------------------------------------------
 
@@ -332,8 +303,8 @@ class LowBitParameter(LowBitTensor):
     def _empty_like(
         self, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_options: Any
     ) -> Tensor:
-        if device is None or torch.device(device).type == self.device.type:
-            return torch.empty(self.shape, dtype=dtype or self.dtype, device=device or self.device)
+        if device is None:
+            return torch.empty(self.shape, dtype=dtype or self.dtype, device=self.device)
         # Module.to_empty(): a parameter again, to be filled by load_state_dict() or an initialiser.
         return self._map(lambda tensor: torch.zeros_like(tensor, device=device), dtype)
 

@@ -35,7 +35,7 @@ def approx_sign(x: Tensor) -> Tensor:
     of ReActNet's binary activation.
     """
     constant = _constant(x)
-    return with_slope(_sign(constant), x, 2 * (1 - constant.abs()).clamp_min(0))
+    return with_slope(_sign(constant), x, parabola_slope(constant))
 
 
 def swish_sign(x: Tensor, beta: float = 5.0) -> Tensor:
@@ -44,12 +44,8 @@ def swish_sign(x: Tensor, beta: float = 5.0) -> Tensor:
     The derivative of 2 s (1 + beta x (1 - s)) - 1 with s = sigmoid(beta x) (BNN+, Darabi et al., arXiv
     1812.11800). It is slightly negative beyond |x| = 2.4 / beta. Computed in float32 at least.
     """
-    check_positive_number("beta", beta)
     constant = _constant(x)
-    # The cosine leaves bfloat16's precision and float16's range early.
-    scaled = beta * constant.to(_wide(x.dtype))
-    slope = beta * (2 - scaled * torch.tanh(scaled / 2)) / (1 + torch.cosh(scaled))
-    return with_slope(_sign(constant), x, slope.to(x.dtype))
+    return with_slope(_sign(constant), x, swish_slope(constant, check_positive_number("beta", beta)))
 
 
 def ste_heaviside(x: Tensor, clip_value: float | None = 1.0) -> Tensor:
@@ -71,9 +67,7 @@ def magnitude_aware_sign(x: Tensor, clip_value: float | None = 1.0, channel_dim:
             f"magnitude_aware_sign needs channels of at least one value, got shape {tuple(x.shape)}: "
             "use ste_sign for other tensors"
         )
-    channel = check_dim("channel_dim", channel_dim, x)
-    others = [d for d in range(x.dim()) if d != channel]
-    scale = constant.abs().to(_wide(x.dtype)).mean(dim=others, keepdim=True).to(x.dtype)
+    scale = mean_magnitude(constant, check_dim("channel_dim", channel_dim, x))
     window = _window(constant, clip_value)
     slope = scale.expand_as(constant) if window is None else window * scale
     return with_slope(_sign(constant) * scale, x, slope)
@@ -91,8 +85,7 @@ def ste_tern(
     et al., arXiv 1605.04711). For a threshold per row and a least-squares scale, quantise with
     :func:`impl.quantizers.quantize_ternary` and the rule "twn". ``clip_value`` as for :func:`ste_sign`.
     """
-    if not (math.isfinite(threshold_value) and threshold_value >= 0):
-        raise ValueError(f"threshold_value must be a number of at least 0, got {threshold_value!r}")
+    check_threshold(threshold_value)
     constant = _constant(x)
     if ternary_weight_networks:
         magnitude = constant.abs().to(_wide(x.dtype))
@@ -114,6 +107,25 @@ def with_slope(value: Tensor, x: Tensor, slope: Tensor | None) -> Tensor:
     return value.to(x.dtype) + (zero if slope is None else zero * slope)
 
 
+def parabola_slope(x: Tensor) -> Tensor:
+    """2 (1 - |x|) where |x| <= 1, else 0."""
+    return 2 * (1 - x.abs()).clamp_min(0)
+
+
+def swish_slope(x: Tensor, beta: float) -> Tensor:
+    """beta (2 - beta x tanh(beta x / 2)) / (1 + cosh(beta x)), computed in float32 at least."""
+    # The cosine leaves bfloat16's precision and float16's range early. Beyond 700 the slope is zero in
+    # every dtype, and infinity over infinity would not be.
+    scaled = (beta * x.to(_wide(x.dtype))).clamp(-700, 700)
+    return (beta * (2 - scaled * torch.tanh(scaled / 2)) / (1 + torch.cosh(scaled))).to(x.dtype)
+
+
+def mean_magnitude(x: Tensor, channel: int) -> Tensor:
+    """mean|x| of each index of dimension ``channel``, of size 1 along the others; float32 sums at least."""
+    others = [d for d in range(x.dim()) if d != channel]
+    return x.abs().to(_wide(x.dtype)).mean(dim=others, keepdim=True).to(x.dtype)
+
+
 def check_dim(name: str, dim: int, x: Tensor) -> int:
     """``dim`` counted from the front, if ``x`` has it."""
     if not -x.dim() <= dim < x.dim():
@@ -133,6 +145,13 @@ def check_float(x: Tensor) -> Tensor:
 def check_clip(clip_value: float | None) -> float | None:
     """``clip_value`` if it is a positive number or None."""
     return None if clip_value is None else check_positive_number("clip_value", clip_value)
+
+
+def check_threshold(threshold_value: float) -> float:
+    """``threshold_value`` if it is a number of at least 0."""
+    if not (math.isfinite(threshold_value) and threshold_value >= 0):
+        raise ValueError(f"threshold_value must be a number of at least 0, got {threshold_value!r}")
+    return threshold_value
 
 
 def _constant(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from impl.checks import check_choice
+from impl.quantizers.sign import mean_magnitude, parabola_slope, swish_slope
 from impl.quantizers.weights import Quantized
 
 _SWISH_BETA = 5.0
@@ -21,25 +22,18 @@ def _clip(weight: Tensor) -> Tensor:
     return (weight.abs() <= 1).to(weight.dtype)
 
 
-def _approx_sign(weight: Tensor) -> Tensor:
-    return 2 * (1 - weight.abs()).clamp_min(0)
-
-
 def _swish_sign(weight: Tensor) -> Tensor:
-    # In float32: the cosine overflows bfloat16's precision and float16's range early.
-    scaled = _SWISH_BETA * weight.to(torch.float32)
-    slope = _SWISH_BETA * (2 - scaled * torch.tanh(scaled / 2)) / (1 + torch.cosh(scaled))
-    return slope.to(weight.dtype)
+    return swish_slope(weight, _SWISH_BETA)
 
 
 def _magnitude_aware(weight: Tensor) -> Tensor:
-    return _clip(weight) * weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
+    return _clip(weight) * mean_magnitude(weight, 0)
 
 
 _SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": _identity,
     "clip": _clip,
-    "approx_sign": _approx_sign,
+    "approx_sign": parabola_slope,
     "swish_sign": _swish_sign,
     "magnitude_aware": _magnitude_aware,
 }

@@ -139,6 +139,16 @@ def test_beta_is_the_steepness_of_swish_sign():
     assert slope[1].item() == pytest.approx(10 * (2 - 2 * math.tanh(1)) / (1 + math.cosh(2)), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_finite_inputs_have_a_sign_and_no_slope(dtype):
+    """Infinity over infinity in the slope would make them NaN."""
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([largest, -largest], dtype=dtype)
+    for function in (swish_sign, approx_sign, ste_sign):
+        assert function(x).tolist() == [1, -1]
+        assert gradient(function, x).double().abs().max() < 1e-300
+
+
 def test_a_heaviside_step_at_zero_is_zero_and_says_nothing(capsys):
     x = torch.tensor([-1.0, 0.0, -0.0, 1e-30])
     assert ste_heaviside(x).tolist() == [0, 0, 0, 1]
@@ -170,8 +180,8 @@ def test_ternary_threshold():
 
 
 def test_ternary_weight_networks_use_the_mean_of_the_whole_tensor():
-    # Mean magnitude 1: the threshold is 0.7, for both rows.
-    x = torch.tensor([[0.1, -0.6, 0.3], [1.5, -2.75, 0.75]])
+    # Mean magnitude 2: the threshold is 1.4, for both rows.
+    x = torch.tensor([[0.2, -1.2, 0.6], [3.0, -5.5, 1.5]])
     assert ste_tern(x, ternary_weight_networks=True).tolist() == [[0, 0, 0], [1, -1, 1]]
 
 

@@ -53,6 +53,16 @@ def test_magnitude_aware():
     )
 
 
+def test_the_mean_of_a_long_half_precision_row_does_not_overflow():
+    latent = torch.full((1, 4096), 0.5, dtype=torch.float16) * 200
+    latent[0, 0] = 1.0
+    latent.requires_grad_()
+    straight_through(latent, torch.sign(latent), "magnitude_aware").sum().backward()
+    assert latent.grad[0, 0].item() == pytest.approx(100, rel=1e-2)
+    assert not latent.grad[0, 1:].any()
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_latent_weights_learn_signs():
     """Sign descent on a least-squares problem reaches the target that generated it."""
     generator = torch.Generator().manual_seed(0)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear
+from impl.layers.binary_conv import BinaryConv2d
 from impl.quantizers import fake_quantize_activations
 from impl.training import at_strength, set_strength, strength_of
 
@@ -115,6 +116,38 @@ def test_half_precision_and_autocast(dtype):
     layer.float()
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(inputs(4)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bits", [None, 1, 8])
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+def test_convolutions_are_blended_as_well(strength, bits):
+    torch.manual_seed(3)
+    layer = BinaryConv2d(4, 6, (3, 2), padding=1, activation_bits=bits, ste="identity")
+    x = torch.randn(2, 4, 7, 5, requires_grad=True)
+    latent, quantized = layer.weight.detach(), layer.dequantize()
+    set_strength(layer, weights=strength, activations=strength)
+    used = layer.dequantize()
+    torch.testing.assert_close(used, latent + strength * (quantized - latent))
+    samples, border = x.detach(), F.pad(x.detach(), (1, 1, 1, 1))
+    if bits == 8:
+        scale = samples.abs().amax((1, 2, 3), keepdim=True) / 127
+        border = border + strength * ((border / scale).round() * scale - border)
+    elif bits == 1:
+        signs = torch.where(samples >= 0, 1.0, -1.0) * samples.abs().mean((1, 2, 3), keepdim=True)
+        border = border + strength * (F.pad(signs, (1, 1, 1, 1)) - border)
+    y = layer(x)
+    expected = F.conv2d(border, used, layer.bias)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    upstream = torch.randn_like(expected)
+    y.backward(upstream)
+    border.requires_grad_()
+    (into,) = torch.autograd.grad(F.conv2d(border, used), border, upstream)
+    if bits == 1:
+        window = (samples.abs() <= 2 * samples.abs().mean((1, 2, 3), keepdim=True)).float()
+        into = into * F.pad(1 - strength + strength * window, (1, 1, 1, 1))
+    torch.testing.assert_close(x.grad, into[:, :, 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
+    set_strength(layer, weights=1, activations=1)
+    assert type(layer) is BinaryConv2d
 
 
 def test_dequantize_is_what_forward_uses():

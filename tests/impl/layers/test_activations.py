@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -56,6 +57,26 @@ def test_modules_are_their_functions(module, function):
     assert not module.state_dict()
 
 
+def test_defaults_are_those_of_larq():
+    def defaults(callable_):
+        parameters = inspect.signature(callable_).parameters.items()
+        return {name: p.default for name, p in parameters if p.default is not p.empty}
+
+    for module, function, expected in (
+        (SteSign, sign.ste_sign, {"clip_value": 1.0}),
+        (SwishSign, sign.swish_sign, {"beta": 5.0}),
+        (SteHeaviside, sign.ste_heaviside, {"clip_value": 1.0}),
+        (MagnitudeAwareSign, sign.magnitude_aware_sign, {"clip_value": 1.0, "channel_dim": 0}),
+        (
+            SteTern,
+            sign.ste_tern,
+            {"threshold_value": 0.05, "ternary_weight_networks": False, "clip_value": 1.0},
+        ),
+        (DoReFa, dorefa, {"k_bit": 2, "mode": "activations"}),
+    ):
+        assert defaults(module) == defaults(function) == expected
+
+
 def test_modules_show_and_check_their_arguments():
     assert "clip_value=0.5" in repr(SteSign(0.5))
     assert "k_bit=4, mode=weights" in repr(DoReFa(4, "weights"))
@@ -63,6 +84,8 @@ def test_modules_show_and_check_their_arguments():
     for make in (lambda: SteSign(-1.0), lambda: SwishSign(0.0), lambda: SteTern(clip_value=0.0)):
         with pytest.raises(ValueError, match="must be a positive number"):
             make()
+    with pytest.raises(ValueError, match="threshold_value must be"):
+        SteTern(-0.1)
     with pytest.raises(ValueError, match="k_bit"):
         DoReFa(0)
     with pytest.raises(ValueError, match="DoReFa mode"):

@@ -35,7 +35,7 @@ def test_rms_norm_is_its_formula(dtype):
 
 @pytest.mark.parametrize("features", [1, 64, 1024])
 def test_the_root_mean_square_becomes_one_whatever_the_width(features):
-    """kyegomez/BitNet's SimpleRMSNorm: its factor dim^-0.5 for dim^0.5 shrinks its output by dim."""
+    """kyegomez: norm with the factor dim^-0.5 for dim^0.5, which shrinks by dim."""
     x = 7 * torch.randn(4, features, generator=torch.Generator().manual_seed(1))
     rms = RMSNorm(features, eps=0.0, affine=False)(x).square().mean(-1).sqrt()
     torch.testing.assert_close(rms, torch.ones(4))
@@ -56,7 +56,7 @@ def test_rms_norm_refusals():
 
 
 def test_normed_ternary_layers_compute_what_they_say():
-    """kyegomez/BitNet: its bias is ignored, and its weights are binary though called 1.58-bit (#34)."""
+    """kyegomez: bias ignored; kyegomez: binary weights though called 1.58-bit (#34)."""
     torch.manual_seed(0)
     layer = NormedLinear(BitLinear(48, 20, activation_bits=8))
     nn.init.normal_(layer.norm.weight)
@@ -124,12 +124,19 @@ def test_the_norm_is_on_the_device_and_in_the_dtype_of_the_layer():
     assert (packed.in_features, packed.out_features) == (16, 8)
 
 
+def test_eps_is_that_of_bitnet_unless_given():
+    norms = [RMSNorm(4), NormedLinear(BitLinear(4, 4)).norm, add_input_norms(BitLinear(4, 4)).norm]
+    assert [norm.eps for norm in norms] == [1e-6] * 3
+
+
 def test_any_norm_can_stand_in_front():
     layer = NormedLinear(BitLinear(16, 8), nn.LayerNorm(16))
     x = torch.randn(2, 16)
     assert torch.equal(layer(x), layer.linear(layer.norm(x)))
     with pytest.raises(TypeError, match="linear must be a quantised layer, got Linear"):
         NormedLinear(nn.Linear(16, 8))
+    with pytest.raises(ValueError, match=r"eps=0\.001 is for the RMSNorm"):
+        NormedLinear(BitLinear(16, 8), nn.LayerNorm(16), eps=1e-3)
 
 
 class Block(nn.Module):

@@ -11,6 +11,20 @@ from impl.optim import Bop
 from impl.parameters import BinaryLinearParameter
 
 
+def test_the_defaults_are_those_of_larq():
+    optimizer = Bop([BinaryLinearParameter(torch.ones(2, 2))])
+    assert optimizer.defaults == {"threshold": 1e-8, "gamma": 1e-4}
+
+
+def test_without_gradient_nothing_flips_even_at_threshold_zero():
+    parameter = BinaryLinearParameter(torch.tensor([[1.0, -1.0]]))
+    optimizer = Bop([parameter], threshold=0.0)
+    for _ in range(3):
+        parameter.grad = torch.zeros(1, 2)
+        optimizer.step()
+    assert parameter.signs().tolist() == [[1, -1]]
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_weight_flips_when_the_average_passes_the_threshold(packed):
     parameter = BinaryLinearParameter(torch.tensor([[1.0, 1.0, -1.0, -1.0]]), packed=packed)
@@ -74,6 +88,17 @@ def test_the_average_survives_a_checkpoint_of_a_bfloat16_parameter():
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         Bop([BinaryLinearParameter(torch.ones(2, 2))], **options)
+
+
+def test_gradients_that_are_not_finite_are_refused():
+    """The average would stay NaN, and the weight never flip again."""
+    parameter = BinaryLinearParameter(torch.ones(2, 2))
+    optimizer = Bop([parameter])
+    parameter.grad = torch.tensor([[1.0, torch.nan], [1.0, 1.0]])
+    with pytest.raises(ValueError, match="1 NaN or infinite values of 4"):
+        optimizer.step()
+    assert torch.equal(parameter.dequantize(), torch.ones(2, 2))
+    assert not optimizer.state
 
 
 def test_ordinary_parameters_are_refused():

@@ -228,6 +228,36 @@ def test_schedules_groups_and_closures():
     assert DiodeMix([parameter]).step() is None
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_the_step_before_anything_moves(bad):
+    """A binary weight cannot become NaN: its average would, and the weight would never flip again."""
+    plain = nn.Parameter(torch.randn(3))
+    binary = BinaryLinearParameter(torch.randn(4, 4))
+    optimizer = DiodeMix([{"params": [plain]}, {"params": [binary]}])
+    plain.grad, binary.grad = torch.ones(3), torch.ones(4, 4)
+    binary.grad[1, 2] = bad
+    before, values = binary.signs().clone(), plain.detach().clone()
+    with pytest.raises(ValueError, match="BinaryLinearParameter holds 1 NaN or infinite values of 16"):
+        optimizer.step()
+    assert torch.equal(binary.signs(), before)
+    assert torch.equal(plain, values)
+    assert not optimizer.state
+
+
+def test_a_gradient_scaler_skips_what_overflows():
+    parameter = BinaryLinearParameter(torch.randn(4, 5))
+    optimizer = DiodeMix([parameter])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    for factor, steps in ((torch.inf, 0), (1.0, 1)):
+        optimizer.zero_grad()
+        scaler.scale(factor * F.linear(torch.ones(2, 5), parameter).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert len(optimizer.state) == steps
+    torch.testing.assert_close(parameter.grad, torch.full((4, 5), 2.0))
+
+
 def test_parameters_without_gradient_are_left_alone():
     parameter = BinaryLinearParameter(torch.randn(4, 4))
     optimizer = DiodeMix([parameter])
@@ -266,6 +296,70 @@ def test_a_refused_group_is_not_added():
     with pytest.raises(ValueError, match="rank must be at least 1"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))], "rank": 0})
     assert len(optimizer.param_groups) == 1
+
+
+def test_galore_keeps_the_averages_of_matrices_in_a_low_rank_space():
+    torch.manual_seed(0)
+    matrix, kernel, vector = (nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (3, 2, 2, 2), (5,)))
+    binary = BinaryLinearParameter(torch.randn(6, 4))
+    group = {"params": [matrix, kernel, vector, binary], "rank": 2, "scale": 0.25, "proj_type": "left"}
+    optimizer = DiodeMix([group], lr=1e-2, betas=(0.5, 0.5))
+    for parameter in group["params"]:
+        parameter.grad = torch.randn(parameter.shape)
+    before = matrix.detach().clone()
+    optimizer.step()
+    shapes = {p: tuple(optimizer.state[p]["exp_avg_s"].shape) for p in group["params"]}
+    assert shapes == {matrix: (2, 4), kernel: (2, 8), vector: (5,), binary: (2, 4)}
+    assert optimizer.state[binary]["exp_avg_l"].shape == (6, 4)
+    # The first step of Adam is the sign of the projected gradient, carried back.
+    basis = torch.linalg.svd(matrix.grad).U[:, :2]
+    step = 0.25 * basis @ (basis.T @ matrix.grad).sign()
+    torch.testing.assert_close(matrix.detach(), before - 1e-2 * step, rtol=1e-4, atol=1e-6)
+
+
+def test_loading_a_state_goes_back_to_its_subspace():
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(6, 4))
+    optimizer = DiodeMix([{"params": [parameter], "rank": 1, "update_proj_gap": 2}], lr=1e-2)
+
+    def step(seed):
+        parameter.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+
+    step(1)
+    state, value = copy.deepcopy(optimizer.state_dict()), parameter.detach().clone()
+    step(2)
+    expected = parameter.detach().clone()
+    step(3)  # a new subspace
+    optimizer.load_state_dict(state)
+    with torch.no_grad():
+        parameter.copy_(value)
+    step(2)
+    assert torch.equal(parameter, expected)
+
+
+def test_options_of_galore_need_a_rank():
+    """Without one they would change nothing, in silence."""
+    with pytest.raises(ValueError, match="scale, proj_type without rank"):
+        DiodeMix([{"params": [nn.Parameter(torch.ones(2, 2))], "scale": 0.5, "proj_type": "left"}])
+
+
+def test_complex_parameters_are_refused():
+    """The square of a complex gradient is no variance: torch's AdamW takes the two parts apart."""
+    with pytest.raises(TypeError, match=r"got torch\.complex64 of shape \(2,\)"):
+        DiodeMix([nn.Parameter(torch.ones(2, dtype=torch.complex64))])
+
+
+def test_averages_in_float16_are_for_binary_parameters_only():
+    binary, plain = BinaryLinearParameter(torch.ones(1, 8)), nn.Parameter(torch.ones(3))
+    optimizer = DiodeMix([binary, plain], dtype=torch.float16)
+    binary.grad = binary.signs().float()
+    for _ in range(950):
+        optimizer.step()
+    assert bool((binary.signs() < 0).all())
+    plain.grad = torch.full((3,), 1e-4)
+    with pytest.raises(ValueError, match="average of squares cannot be kept"):
+        optimizer.step()
 
 
 def test_coarse_averages_work_where_their_dtype_resolves_the_betas():

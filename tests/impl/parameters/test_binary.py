@@ -281,6 +281,27 @@ def test_the_projector_decides_from_its_subspace():
     assert torch.equal(parameter.signs(), torch.where(kept > 0, -1, 1).to(torch.int8))
 
 
+def test_the_projector_is_told_the_steps_from_zero():
+    class Noting(GaLoreProjector):
+        def project(self, full_rank_grad, iter):
+            seen.append(iter)
+            return super().project(full_rank_grad, iter)
+
+    for weight in (BinaryLinearParameter(torch.ones(3, 4)), nBitLinearParameter(torch.ones(3, 4))):
+        seen, projector = [], Noting(rank=2)
+        state = state_of(weight, projector=projector)
+        for _ in range(3):
+            type(weight).update(weight, **state, grad=torch.randn(3, 4), projector=projector)
+        assert seen == [0, 1, 2]
+
+
+def test_averages_of_zero_flip_nothing():
+    parameter = BinaryLinearParameter(torch.tensor([[1.0, -1.0]]))
+    short, long = torch.zeros(1, 2), torch.zeros(1, 2)
+    BinaryLinearParameter.update(parameter, short, long, torch.zeros(()), grad=torch.zeros(1, 2))
+    assert parameter.signs().tolist() == [[1, -1]]
+
+
 def test_half_precision_arithmetic_does_not_stand_still():
     """The default dtype is half, in which steps of 1e-4 * 1e-4 would be nothing."""
     parameter = BinaryLinearParameter(torch.ones(1, 1))
@@ -342,6 +363,38 @@ def test_active_indices_belong_to_one_parameter():
             BinaryEmbeddingParameter.update(parameter, **state, grad=before.float(), lr=1e-2, beta2=0.99)
         changed = (parameter.signs() != before).all(1).nonzero().flatten().tolist()
         assert changed == rows
+
+
+@pytest.mark.parametrize(
+    ("indices", "error", "message"),
+    [
+        (torch.tensor([True, False, True, False, True]), TypeError, r"got torch\.bool"),
+        (torch.tensor([1.0]), TypeError, r"got torch\.float32"),
+        (torch.tensor([2, 5]), ValueError, r"0 \.\. 4, got 2 \.\. 5"),
+        (torch.tensor([-1, 2]), ValueError, r"0 \.\. 4, got -1 \.\. 2"),
+    ],
+)
+def test_active_indices_are_numbers_of_rows(indices, error, message):
+    """A mask would otherwise be read as rows 0 and 1."""
+    parameter = BinaryEmbeddingParameter(torch.randn(5, 16), True, indices)
+    with pytest.raises(error, match=message):
+        BinaryEmbeddingParameter.update(parameter, **state_of(parameter), grad=torch.ones(5, 16))
+
+
+def test_no_active_indices_move_nothing():
+    parameter = BinaryEmbeddingParameter(torch.randn(5, 16), True, torch.empty(0, dtype=torch.int64))
+    state = state_of(parameter)
+    state["exp_avg_l"].copy_(parameter.signs())  # any step would flip
+    before = parameter.signs().clone()
+    BinaryEmbeddingParameter.update(parameter, **state, grad=torch.ones(5, 16))
+    assert torch.equal(parameter.signs(), before)
+
+
+def test_an_average_without_memory_flips_in_the_first_step():
+    assert first_flip_step(0.5, 1e-3, 0.0) == 1
+    assert steps_to_flip(beta2=0.0, beta1=0.0) == 1
+    assert first_flip_step(1.0, 0.1, 0.9, weight_decay=20.0) == 1
+    assert first_flip_step(0.5, 1e-3, 0.0, threshold=1e-3) == math.inf
 
 
 def test_the_update_names_what_is_missing():

@@ -259,6 +259,42 @@ def test_the_privileged_gradient_goes_first():
     assert (parameter.dequantize() - start).mean() == pytest.approx(-0.1, rel=0.1)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradients_that_are_not_finite_are_refused(kind, bad):
+    """Integers cannot show them: codes and averages would be garbage from then on, in silence."""
+    parameter = make(kind, torch.randn(96, 5))
+    before, state = parameter.dequantize(), state_of(parameter)
+    gradient = torch.ones(96, 5)
+    gradient[3, 2] = gradient[90, 0] = bad
+    with pytest.raises(ValueError, match="holds 2 NaN or infinite values of 480"):
+        type(parameter).update(parameter, **state, grad=gradient)
+    assert torch.equal(parameter.dequantize(), before)
+    assert not state["exp_avg_s"].any()
+    assert state["step"].item() == 0
+
+
+def test_averages_of_squares_are_not_kept_in_float16():
+    """Squares of gradients of 1e-4 are zero there, and steps divided by it explode."""
+    parameter = nBitLinearParameter(torch.randn(4, 6))
+    short, long = parameter.initial_state(torch.float16)
+    with pytest.raises(ValueError, match=r"torch\.float16.* use torch\.bfloat16"):
+        nBitLinearParameter.update(parameter, short, long, torch.zeros(()), grad=torch.ones(4, 6))
+
+
+@pytest.mark.parametrize("options", [{"w_bit": 4, "group_size": 32}, {"rows": ROWS, "group_size": 32}])
+def test_mixed_precision_on_the_meta_device(options):
+    torch.manual_seed(0)
+    weight = torch.randn(96, 5)
+    module, real = nn.Module(), nn.Module()
+    module.weight = MPQWeightParameter(weight.to("meta"), **options)
+    real.weight = MPQWeightParameter(weight, **options)
+    assert module.weight.is_meta
+    assert module.weight.regions == real.weight.regions
+    module.to_empty(device="cpu").load_state_dict(real.state_dict())
+    assert torch.equal(module.weight.dequantize(), real.weight.dequantize())
+
+
 WORDS = torch.zeros(8, 3, dtype=torch.int32)
 ONES = torch.ones(1, 3)
 

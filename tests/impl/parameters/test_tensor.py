@@ -18,30 +18,9 @@ from impl.parameters import (
     BinaryLinearParameter,
     LowBitParameter,
     MPQWeightParameter,
-    nBitConvParameter,
     nBitLinearParameter,
 )
 from impl.parameters.tensor import TransposedView
-
-MAKERS = {
-    "binary-byte": lambda: BinaryLinearParameter(torch.randn(6, 11)),
-    "binary-bit": lambda: BinaryLinearParameter(torch.randn(6, 11), packed=True),
-    "binary-tensor-scale": lambda: BinaryLinearParameter(torch.randn(6, 11), scale="tensor"),
-    "binary-conv": lambda: BinaryConvParameter(torch.randn(4, 3, 2, 3), packed=True),
-    "binary-embedding": lambda: BinaryEmbeddingParameter(torch.randn(7, 10)),
-    "nbit": lambda: nBitLinearParameter(torch.randn(6, 11)),
-    "nbit-conv": lambda: nBitConvParameter(torch.randn(4, 3, 2, 3), bits=4),
-    "mpq": lambda: MPQWeightParameter(torch.randn(64, 5), w_bit=4, group_size=32),
-    "mbwq": lambda: MPQWeightParameter(
-        torch.randn(96, 5), rows=[32, 32, 32, 64, 64, 96], group_size=32, q_perm=torch.arange(96)
-    ),
-}
-
-
-@pytest.fixture(params=MAKERS.values(), ids=MAKERS.keys())
-def parameter(request):
-    torch.manual_seed(0)
-    return request.param()
 
 
 def assert_same(one, other):
@@ -276,6 +255,36 @@ def test_to_another_device_and_back_from_nothing(parameter):
     assert_same(module.weight.detach(), state["weight"])
 
 
+def test_to_empty_on_the_same_device_keeps_the_parameter(parameter):
+    module = nn.Module()
+    module.weight = parameter
+    state = copy.deepcopy(module.state_dict())
+    module.to_empty(device="cpu")
+    assert module.weight is parameter
+    assert isinstance(parameter, LowBitParameter)
+    assert not getattr(parameter, parameter._tensors[0]).any()
+    module.load_state_dict(state)
+    assert_same(module.weight.detach(), state["weight"])
+
+
+@pytest.mark.parametrize("move", ["bfloat16", "deepcopy", "to_empty"])
+def test_what_belongs_to_the_training_follows_a_move(move):
+    module = nn.Module()
+    module.table = BinaryEmbeddingParameter(torch.randn(5, 8), True, torch.tensor([1, 3]))
+    module.weight = MPQWeightParameter(torch.randn(32, 3), w_bit=4, privileged_grad=torch.ones(32, 3))
+    if move == "deepcopy":
+        module = copy.deepcopy(module)
+    elif move == "to_empty":
+        module.to("meta").to_empty(device="cpu")
+        assert module.weight.privileged_grad.shape == (32, 3)
+        assert module.table.active_indices.shape == (2,)
+        return
+    else:
+        module.to(torch.bfloat16)
+    assert module.table.active_indices.tolist() == [1, 3]
+    assert torch.equal(module.weight.privileged_grad, torch.ones(32, 3))
+
+
 def test_autocast_runs_in_its_dtype():
     parameter = BinaryLinearParameter(torch.randn(6, 11))
     with torch.autocast("cpu", torch.bfloat16):
@@ -285,17 +294,30 @@ def test_autocast_runs_in_its_dtype():
     assert parameter.grad.dtype == torch.float32
 
 
-def test_in_place_operations_end_at_the_nearest_value():
-    parameter = BinaryLinearParameter(torch.tensor([[1.0, -1.0], [2.0, 2.0]]))
+@pytest.mark.parametrize("road", ["compile", "export"])
+def test_networks_with_low_bit_weights_compile_and_export(road):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 12), nn.Linear(12, 5))
+    model[0].weight = BinaryEmbeddingParameter(torch.randn(7, 12), packed=True)
+    model[1].weight = BinaryLinearParameter(torch.randn(5, 12))
+    index = torch.tensor([[0, 6, 3]])
+    if road == "export":
+        exported = torch.export.export(model, (index,)).module()
+        torch.testing.assert_close(exported(index), model(index))
+        return
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    y, expected = compiled(index), twin(index)
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for one, two in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+    # The graph reads the integers, it does not embed them.
     with torch.no_grad():
-        assert parameter.mul_(-0.5) is parameter
-    assert torch.equal(parameter.dequantize(), torch.tensor([[-0.5, 0.5], [-1.0, -1.0]]))
-    with torch.no_grad():
-        torch._foreach_mul_([parameter], 2.0)
-        nn.init.kaiming_uniform_(parameter)
-    assert set(parameter.signs().unique().tolist()) <= {-1, 1}
-    with pytest.raises(ValueError, match="NaN"), torch.no_grad():
-        parameter.fill_(float("nan"))
+        model[1].weight.neg_()
+    torch.testing.assert_close(compiled(index), model(index))
+    assert not torch.allclose(compiled(index), expected)
 
 
 def test_operations_return_ordinary_tensors():
