@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from impl.layers.base import QuantizedLinear
 from impl.layers.conv import QuantizedConv
+from impl.layers.embedding import EmbeddingTable
 from impl.layers.fused import leave_fused_paths
+from impl.layers.nbit import IntegerLayer
 from impl.layers.quantized import QuantizedLayer
 from impl.layers.ternary import BitLinear
 from impl.layers.ternary_conv import TernaryConv
@@ -133,14 +135,15 @@ def prepare(module: nn.Module, inplace: bool = True, **options: Any) -> nn.Modul
 
 
 def pack(module: Model) -> Model:
-    """Pack every quantised layer in ``module``, itself included, in place. Returns it.
+    """Pack every quantised layer in ``module`` in place, itself, embeddings and n-bit layers included.
+    Returns it.
 
     Layers that share a latent weight and quantise it alike share the packed buffers (until a move
     to another device, which copies buffers).
     """
     layers = [layer for layer in _quantized_layers(module) if layer.weight is not None]
     uses = Counter(id(layer.weight) for layer in layers)
-    first_of: dict[tuple[Any, ...], QuantizedLayer] = {}
+    first_of: dict[tuple[Any, ...], QuantizedLayer | EmbeddingTable] = {}
     held = []  # shared weights stay alive to the end: a freed one's id could be met again
     for layer in layers:
         shared = uses[id(layer.weight)] > 1
@@ -153,11 +156,14 @@ def pack(module: Model) -> Model:
             layer.pack()
             if shared:
                 first_of[key] = layer
+    for other in _integer_layers(module):
+        other.pack()
     return module
 
 
 def unpack(module: Model) -> Model:
-    """Unpack every quantised layer in ``module``, itself included, in place. Returns it.
+    """Unpack every quantised layer in ``module`` in place, itself, embeddings and n-bit layers included.
+    Returns it.
 
     Layers that share packed buffers share the latent weight.
     """
@@ -169,6 +175,8 @@ def unpack(module: Model) -> Model:
         layer.unpack()
         assert layer.weight is not None
         layer.weight = weights.setdefault(id(codes), (codes, layer.weight))[1]
+    for other in _integer_layers(module):
+        other.unpack()
     return module
 
 
@@ -270,11 +278,15 @@ def _replace_children(module: nn.Module, replacements: dict[int, QuantizedLayer]
     leave_fused_paths(module)
 
 
-def _quantized_layers(module: nn.Module) -> list[QuantizedLayer]:
-    return [m for m in module.modules() if isinstance(m, QuantizedLayer)]
+def _quantized_layers(module: nn.Module) -> list[QuantizedLayer | EmbeddingTable]:
+    return [m for m in module.modules() if isinstance(m, QuantizedLayer | EmbeddingTable)]
 
 
-def _numerics(layer: QuantizedLayer) -> tuple[Any, ...]:
+def _integer_layers(module: nn.Module) -> list[IntegerLayer]:
+    return [m for m in module.modules() if isinstance(m, IntegerLayer)]
+
+
+def _numerics(layer: QuantizedLayer | EmbeddingTable) -> tuple[Any, ...]:
     """Everything that fixes what packing makes of a weight."""
     return (
         type(layer),

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from impl import checkpoint
 from impl.convert import ConversionReport, convert_linear_to_bitlinear
-from impl.convert import pack as pack_linears
+from impl.convert import pack as pack_quantised
 from impl.layers import BinaryLinear, BitLinear, MultiTernaryLinear, QuantizedLinear
 from impl.layers.forms import TwoForms
-from impl.packing import read_header
+from impl.layers.fused import leave_fused_paths
+from impl.layers.nbit import IntegerLayer
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _STATE_KEY = "state_dict"
@@ -88,6 +89,7 @@ def replace_layers(
         if id(found[name]) in built:
             owner, _, leaf = name.rpartition(".")
             setattr(found[owner], leaf, built[id(found[name])])
+    leave_fused_paths(module)
     return list(built.values())
 
 
@@ -105,24 +107,13 @@ def quantize_linear_with(
     with hooks, and those that share their weight with one that is not replaced. Raises ValueError
     for names that are no linear layer of ``module``, or name one of two names of a layer.
     """
-    linears = {
-        name: linear
-        for name, linear in module.named_modules(remove_duplicate=False)
-        if isinstance(linear, nn.Linear)
-    }
-    names = _names_in(module, names_to_replace, parent_name, linears)
-    others = {id(linear): name for name, linear in linears.items() if name not in names}
-    for name in names:
-        if id(linears[name]) in others:
-            raise ValueError(f"{name!r} is also called {others[id(linears[name])]!r}: name both")
+    linears, names = _linears_in(module, names_to_replace, parent_name)
     if not names:
         return []
     report = ConversionReport()
     skip = [glob.escape(name) for name in linears if name not in names]
     convert_linear_to_bitlinear(module, skip=skip, layer=layer, report=report, **options)
-    left = "; ".join(f"{name}: {why}" for name, why in report.skipped.items() if name in names)
-    if left:
-        warnings.warn(f"linear layers left unconverted: {left}", UserWarning, stacklevel=2)
+    _warn_of_rest({name: why for name, why in report.skipped.items() if name in names})
     new = {id(found): found for found in map(module.get_submodule, report.converted)}
     return [cast("QuantizedLinear", found) for found in new.values()]
 
@@ -151,12 +142,24 @@ def quantize_linear_with_k_ternary_linear(
 def quantize_linear_with_binary_linear_cuda(
     module: nn.Module, names_to_replace: Iterable[str], parent_name: str = ""
 ) -> list[nn.Module]:
-    """:func:`replace_layers` with bitorch_engine's ``BinaryLinearCuda``, on the device where each layer
-    is; it computes with the signs of weight and input."""
+    """Replace linear layers by bitorch_engine's ``BinaryLinearCuda``, in place, on the device where each
+    is; it computes with the signs of weight and input. What is kept, left alone and raised is as for
+    :func:`quantize_linear_with`.
+    """
     from impl.compat.bitorch_engine import BinaryLinearCuda  # on first use: it builds on this package
 
-    make = BinaryLinearCuda.from_linear
-    return replace_layers(module, names_to_replace, BinaryLinearCuda, make, parent_name)
+    linears, names = _linears_in(module, names_to_replace, parent_name)
+    left = _why_left(module, {name: linears[name] for name in names})
+    _warn_of_rest(left)
+    first_of: dict[int, BinaryLinearCuda] = {}
+
+    def make(linear: nn.Linear) -> nn.Module:
+        new = BinaryLinearCuda.from_linear(linear)
+        new.weight = first_of.setdefault(id(linear.weight), new).weight
+        return new
+
+    chosen = [name for name in names if name not in left]
+    return replace_layers(module, chosen, BinaryLinearCuda, make)
 
 
 # ---- preparing and packing ------------------------------------------------------------------------
@@ -194,11 +197,7 @@ def pack_bie_layers(
             cast("Any", layer).generate_quantized_weight(qweight_only=qweight_only)
         elif qweight_only:
             own.append(layer)
-    # Together: linear layers that share a latent weight share the packed one.
-    pack_linears(nn.ModuleList(layer for layer in own if isinstance(layer, QuantizedLinear)))
-    for layer in own:
-        if not isinstance(layer, QuantizedLinear):
-            cast("Any", layer).pack()
+    pack_quantised(nn.ModuleList(own))  # together: layers that share a latent weight share the packed one
     return list(chosen)
 
 
@@ -210,8 +209,8 @@ def save_checkpoint(model: nn.Module, name: str | os.PathLike[str], qweight_only
 
     ``model`` itself is not packed or otherwise changed, so this serves during training too. A name
     that ends in .pt, .pth, .bin, .ckpt or .tar gives the original's file, ``torch.save`` of
-    {"state_dict": ...}, any other a safetensors file (:func:`impl.checkpoint.save`). An existing file
-    is replaced in one step.
+    {"state_dict": ...}, any other a safetensors file (:func:`impl.checkpoint.save`), which cannot hold
+    unpacked parameters without a float copy (ValueError). An existing file is replaced in one step.
     """
     packed = _twin(model)
     pack_bie_layers(packed, qweight_only)
@@ -236,12 +235,11 @@ def load_checkpoint(
     Layers take the form that the file holds for them; with ``qweight_only`` those that it holds as
     float weights are packed then. A model on the meta device takes the tensors over.
 
-    Raises FileNotFoundError; ValueError where the file is damaged, holds packed bytes that no code
-    gives, or objects other than tensors, which are not loaded; RuntimeError where keys or shapes
-    differ from those of ``model``.
+    Raises FileNotFoundError; ValueError where the file is damaged or holds objects other than tensors,
+    which are not loaded; RuntimeError where keys, shapes or packed weights are not those that the
+    layers of ``model`` take.
     """
     state = _read_state(checkpoint_path)
-    _check_digits(state)
     meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     model.load_state_dict(state, strict=True, assign=meta)
     pack_bie_layers(model, qweight_only)
@@ -276,24 +274,6 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return state
 
 
-def _check_digits(state: Mapping[str, Any]) -> None:
-    """ValueError where packed ternary bytes hold digits that no code gives."""
-    for key, packing in state.items():
-        prefix, _, leaf = key.rpartition("packing")
-        codes = state.get(f"{prefix}codes")
-        if leaf or (prefix and not prefix.endswith(".")) or not isinstance(codes, Tensor):
-            continue
-        if codes.dtype != torch.uint8 or not isinstance(packing, Tensor):
-            continue  # not one of ours: its layer knows
-        try:
-            format = read_header(packing).format
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from error
-        wrong = codes > 242 if format == "base3" else codes & codes >> 1 & 0x55
-        if format != "binary" and bool(wrong.any()):
-            raise ValueError(f"{prefix}codes hold bytes that no {format} code gives: the file is damaged")
-
-
 # ---- choosing -------------------------------------------------------------------------------------
 
 
@@ -325,13 +305,62 @@ def _names_in(
     return list(chosen)
 
 
+def _linears_in(
+    module: nn.Module, names_to_replace: Iterable[str], parent_name: str
+) -> tuple[dict[str, nn.Linear], list[str]]:
+    """The linear layers of ``module`` under all their names, and the names of those to replace."""
+    linears = {
+        name: linear
+        for name, linear in module.named_modules(remove_duplicate=False)
+        if isinstance(linear, nn.Linear)
+    }
+    names = _names_in(module, names_to_replace, parent_name, linears)
+    others = {id(linear): name for name, linear in linears.items() if name not in names}
+    for name in names:
+        if id(linears[name]) in others:
+            raise ValueError(f"{name!r} is also called {others[id(linears[name])]!r}: name both")
+    return linears, names
+
+
+def _why_left(module: nn.Module, chosen: Mapping[str, nn.Linear]) -> dict[str, str]:
+    """Which of the ``chosen`` layers something in ``module`` relies on as they are, and why."""
+    left: dict[str, str] = {}
+    for name, linear in chosen.items():
+        if type(linear) is not nn.Linear:
+            left[name] = f"{type(linear).__name__} is a subclass of nn.Linear that its owner may rely on"
+        elif linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
+            left[name] = "it has hooks, which would be lost"
+    while True:
+        replaced = {id(linear) for name, linear in chosen.items() if name not in left}
+        holders = {
+            id(parameter): type(holder).__name__
+            for holder in module.modules()
+            if id(holder) not in replaced
+            for parameter in holder.parameters(recurse=False)
+        }
+        tied = {
+            name: f"its weight is shared with a {holders[id(linear.weight)]}, which is not converted"
+            for name, linear in chosen.items()
+            if name not in left and id(linear.weight) in holders
+        }
+        if not tied:
+            return left
+        left |= tied
+
+
+def _warn_of_rest(left: Mapping[str, str]) -> None:
+    if left:
+        listing = "; ".join(f"{name}: {why}" for name, why in left.items())
+        warnings.warn(f"linear layers left unconverted: {listing}", UserWarning, stacklevel=3)
+
+
 def _quantised(
     model: nn.Module, layers: Iterable[type[nn.Module]] | None, method: str
 ) -> dict[str, nn.Module]:
     """The layers of ``model`` that have ``method`` or two forms, by name; of ``layers`` if given."""
 
     def able(module: nn.Module) -> bool:
-        return isinstance(module, TwoForms) or callable(getattr(module, method, None))
+        return isinstance(module, TwoForms | IntegerLayer) or callable(getattr(module, method, None))
 
     classes = None if layers is None else tuple(layers)
     chosen = {

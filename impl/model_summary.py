@@ -7,13 +7,14 @@ summary(model).to_dataframe()
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from impl.layers.embedding import EmbeddingTable
 from impl.layers.forms import TwoForms
@@ -47,7 +48,8 @@ class LayerSummary:
     """Dotted name; "" is the root."""
     kind: str
     form: str
-    """``packed``, ``training`` (a latent weight), or ``float`` for modules that know no other."""
+    """``packed`` (bytes alone), ``training`` (a latent weight), or ``float`` for modules that know no
+    other. Layers with n bits and bitorch_engine's are ``float`` until they are packed."""
     parameters: int
     """Weights and biases, however they are stored; tied ones count with the first layer."""
     weight_bits: float | None
@@ -217,10 +219,11 @@ def _macs_of(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int | N
     """MACs of one call of a module that multiplies; None where its kind is unknown."""
     if isinstance(module, _ConvTransposeNd):  # every input element meets the kernels of its channel
         return int(inputs[0].numel()) * module.weight.shape[1:].numel()
-    if isinstance(module, _ConvNd):
-        return int(output.numel()) * module.weight.shape[1:].numel()
     if not isinstance(output, Tensor):
         return None
+    kernels = _kernels(module)
+    if kernels is not None:
+        return int(output.numel()) * kernels[1] * getattr(module, "components", 1)
     row = _macs_of_row(module)
     return None if row is None else row * (output.numel() // cast("int", module.out_features))
 
@@ -229,7 +232,7 @@ def _macs_of_row(module: nn.Module) -> int | None:
     """MACs of one input row of a linear layer, 0 for modules that multiply nothing, else None."""
     if not _multiplies(module):
         return 0
-    shape = _linear_shape(module)
+    shape = None if _kernels(module) is not None else _linear_shape(module)
     return None if shape is None else getattr(module, "components", 1) * shape[0] * shape[1]
 
 
@@ -237,9 +240,14 @@ def _multiplies(module: nn.Module) -> bool:
     """Whether ``module`` holds matrices that are not merely looked up."""
     if isinstance(module, _LOOKUPS):
         return False
-    if _linear_shape(module) is not None:
+    if _matrix_shape(module) is not None:
         return True
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+
+
+def _matrix_shape(module: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of the one matrix that a layer applies, packed or not; None of other modules."""
+    return _kernels(module) or _linear_shape(module)
 
 
 def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -250,7 +258,21 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
     weight = getattr(module, "weight", None)
     if weight is None:
         return (rows, cols) if _codes(module) is not None else None
-    return (rows, cols) if isinstance(weight, Tensor) and tuple(weight.shape) == (rows, cols) else None
+    fits = isinstance(weight, Tensor) and tuple(weight.shape) in ((rows, cols), (cols, rows))
+    return (rows, cols) if fits else None
+
+
+def _kernels(module: nn.Module) -> tuple[int, int] | None:
+    """(out_channels, products behind one output value) of a convolution, whatever holds its weight."""
+    sizes = getattr(module, "kernel_size", None)
+    if isinstance(sizes, int):  # of bitorch_engine, which knows squares
+        sizes = (sizes, sizes)
+    rows, channels = getattr(module, "out_channels", None), getattr(module, "in_channels", None)
+    if isinstance(module, _ConvTransposeNd) or not isinstance(sizes, tuple):
+        return None
+    if not (isinstance(rows, int) and isinstance(channels, int)):
+        return None
+    return rows, channels // getattr(module, "groups", 1) * math.prod(sizes)
 
 
 def _codes(module: nn.Module) -> Tensor | None:
@@ -276,6 +298,8 @@ def _summarise(
         form = "packed" if module.is_packed else "training"
         if latent:
             packed = _packed_size(module)
+    elif weight is None and _matrix_shape(module) is not None:
+        form = "packed"
     return LayerSummary(
         name,
         type(module).__name__,
@@ -318,7 +342,7 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 def _count_parameters(module: nn.Module, counted: set[int]) -> int:
     """Weights and biases of ``module`` that are not among ``counted``, the ids of those before."""
     sizes = {id(parameter): parameter.numel() for parameter in module.parameters(recurse=False)}
-    shape, codes = _linear_shape(module), _codes(module)
+    shape, codes = _matrix_shape(module), _codes(module)
     if shape is not None and codes is not None and getattr(module, "weight", None) is None:
         sizes[id(codes)] = shape[0] * shape[1]
     count = sum(size for key, size in sizes.items() if key not in counted)
@@ -329,7 +353,7 @@ def _count_parameters(module: nn.Module, counted: set[int]) -> int:
 def _weight_bits(module: nn.Module) -> float | None:
     if isinstance(module, TwoForms):
         return module.components * FORMAT_BITS[module.format]
-    shape, codes = _linear_shape(module), _codes(module)
+    shape, codes = _matrix_shape(module), _codes(module)
     if shape is not None and codes is not None and getattr(module, "weight", None) is None:
         return 8 * codes.nbytes / (shape[0] * shape[1])
     parameters = list(module.parameters(recurse=False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ _DEFAULT_SKIP = ("lm_head",)
 class BitNetConfig:
     """The ``quantization_config`` of a BitNet model, with the defaults of transformers.
 
-    ``modules_to_not_convert``: linear layers whose dotted name contains one of these stay float;
-    None stands for the output head.
+    ``modules_to_not_convert``: which linear layers stay float, see :meth:`skips`; None stands for the
+    output head. Raises TypeError or ValueError for other values than transformers writes.
     """
 
     linear_class: str = "bitlinear"
@@ -33,6 +35,16 @@ class BitNetConfig:
     def __post_init__(self) -> None:
         check_choice("linear_class", self.linear_class, LINEAR_CLASSES)
         check_choice("quantization_mode", self.quantization_mode, QUANTIZATION_MODES)
+        names = self.modules_to_not_convert
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+            raise TypeError(f"modules_to_not_convert must be a list of names or None, got {names!r}")
+        for name in names or ():
+            _pattern(name)
+        if not isinstance(self.use_rms_norm, bool):
+            raise TypeError(f"use_rms_norm must be True or False, got {self.use_rms_norm!r}")
+        eps = self.rms_norm_eps
+        if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < math.inf:
+            raise ValueError(f"rms_norm_eps must be a number of at least 0, got {eps!r}")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
@@ -41,7 +53,10 @@ class BitNetConfig:
         Raises ValueError where there is none or it is that of another method; warns of entries that
         it does not know.
         """
-        values = dict(config.get("quantization_config", config))
+        inner = config.get("quantization_config", config)
+        if not isinstance(inner, Mapping):
+            raise ValueError(f"the quantization_config must be a mapping, got {inner!r}")
+        values = dict(inner)
         method = values.pop("quant_method", None)
         if method != _METHOD:
             raise ValueError(
@@ -54,7 +69,7 @@ class BitNetConfig:
             warnings.warn(
                 f"quantization_config entries not used: {sorted(values)}", UserWarning, stacklevel=2
             )
-        if "modules_to_not_convert" in known:
+        if isinstance(known.get("modules_to_not_convert"), list):
             known["modules_to_not_convert"] = tuple(known["modules_to_not_convert"])
         return cls(**known)
 
@@ -76,6 +91,19 @@ class BitNetConfig:
         return self.linear_class == "autobitlinear" and self.quantization_mode == "online"
 
     def skips(self, name: str) -> bool:
-        """Whether the linear layer ``name`` stays float."""
+        """Whether the linear layer ``name`` (dotted) stays float.
+
+        As transformers 5 decides it: an entry of ``modules_to_not_convert`` is the end of the name, or
+        a regular expression for its beginning, up to a dot. "mlp.gate" is "layers.0.mlp.gate", not
+        "layers.0.mlp.gate_proj".
+        """
         names = _DEFAULT_SKIP if self.modules_to_not_convert is None else self.modules_to_not_convert
-        return any(part in name for part in names)
+        return any(name.endswith(entry) or _pattern(entry).match(name) for entry in names)
+
+
+def _pattern(entry: str) -> re.Pattern[str]:
+    """What a name that ``entry`` stands for begins with: whole parts, with or without their dot."""
+    try:
+        return re.compile(rf"(?:{entry})(?:(?<=\.)|(?=\.)|$)")
+    except re.error as error:
+        raise ValueError(f"modules_to_not_convert has {entry!r}, no regular expression: {error}") from error

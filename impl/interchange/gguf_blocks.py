@@ -69,8 +69,8 @@ def encode_blocks(codes: Tensor, scales: Tensor, type: str) -> Tensor:
 def decode_blocks(blocks: Tensor, type: str) -> tuple[Tensor, Tensor]:
     """int8 codes [rows, cols] and float16 scales [rows, cols / 256] of uint8 ``blocks`` [rows, bytes].
 
-    Raises ValueError where the bytes are no whole blocks, hold a digit that no ternary weight has
-    (``TQ2_0``), or a scale that is not finite.
+    Raises ValueError where the bytes are no whole blocks, hold values that no ternary weights give,
+    or a scale that is not finite.
     """
     size = BLOCK_BYTES[check_choice("GGUF type", type, BLOCK_BYTES)]
     if blocks.dtype != torch.uint8 or blocks.dim() != 2 or 0 in blocks.shape or blocks.shape[1] % size:
@@ -85,10 +85,16 @@ def decode_blocks(blocks: Tensor, type: str) -> tuple[Tensor, Tensor]:
     scales = tail.view(torch.float16).squeeze(-1)
     if not bool(torch.isfinite(scales).all()):
         raise ValueError(f"{type} blocks hold a scale that is not finite: damaged, or another type")
-    digits = _decode_base3(body) if type == "TQ1_0" else _decode_two_bit(body)
-    if bool((digits > 2).any()):
+    if type == "TQ1_0":
+        digits = _decode_base3(body)
+        wrong = _encode_base3(digits) != body  # 13 of the 256 bytes stand for no five digits
+    else:
+        digits = _decode_two_bit(body)
+        wrong = digits > 2
+    if bool(wrong.any()):
         raise ValueError(
-            f"{type} blocks hold the digit 3, which no ternary weight has: damaged, or another type"
+            f"{type} blocks hold {int(wrong.sum())} values that no ternary weights give: damaged, or "
+            "another type"
         )
     return (digits.to(torch.int8) - 1).reshape(rows, -1), scales
 

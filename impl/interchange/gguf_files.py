@@ -21,6 +21,7 @@ from impl.interchange.gguf_blocks import (
     encode_blocks,
     merge_scales,
 )
+from impl.interchange.gguf_header import check_header
 from impl.interchange.placing import check_target, codes_and_scales, distinct_entries, place
 from impl.layers import BitLinear, QuantizedLinear
 from impl.quantizers import Quantized
@@ -54,7 +55,11 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFContents:
     order, or holds a type that the gguf package cannot decode.
     """
     reader = _open(path)
-    metadata = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    try:
+        metadata = {key: field.contents() for key, field in fields.items()}
+    except ValueError as error:  # text is decoded here only
+        raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
     return GGUFContents(dict(_tensors(reader)), metadata)
 
 
@@ -132,7 +137,8 @@ def save_gguf(
     ``rename`` maps the names of the state to those of the file; None leaves a tensor out.
     ``architecture`` and ``metadata`` are what a reader such as llama.cpp needs to know the network
     by. Tensors of one dimension are written as float32, as llama.cpp has them, others in their
-    dtype, tied ones under their first name. Scales are rounded to float16.
+    dtype, tied ones under their first name; embeddings and convolutions of this package as the float
+    weight that they compute with. Scales are rounded to float16.
 
     Layers that blocks of 256 weights cannot hold (``in_features`` or ``group_size`` not a multiple
     of 256, several components, a scale outside float16) are an error, or with ``misfits="decode"``
@@ -188,12 +194,10 @@ def _open(path: str | os.PathLike[str]) -> GGUFReader:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no GGUF file at {path}")
     try:
-        reader = GGUFReader(path)
+        check_header(path)
+        return GGUFReader(path)
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
-    if reader.byte_order != "I":
-        raise ValueError(f"{path} has the byte order of another machine: convert it with gguf-convert-endian")
-    return reader
 
 
 def _tensors(reader: GGUFReader) -> Iterator[tuple[str, Tensor | Quantized]]:

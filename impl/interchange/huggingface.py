@@ -20,6 +20,7 @@ always quantised to 8 bits per token, which is ``activation_bits=8`` here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -44,10 +45,12 @@ def to_huggingface(
     """The state of ``model`` as transformers' BitNet layers hold it, and the config that says so.
 
     ``model`` holds :class:`impl.BitLinear` layers in either form with one scale per tensor; its
-    other tensors are passed on, tied ones under their first name. ``storage``: "packed"
+    other tensors are passed on, tied ones under their first name, embeddings and convolutions of this
+    package as the float weight that they compute with. ``storage``: "packed"
     (out_features must be a multiple of 4), "unpacked" (codes in the layer's ``weight_dtype``,
     ``autobitlinear`` only) or "master" (latent weights of the rule ``absmean``, ``autobitlinear``
-    only). Scales are float32. ``model`` is not changed.
+    only). Scales are float32. ``model`` is not changed. Warns of layers without 8-bit activations, as
+    transformers will quantise theirs.
 
     Raises ValueError naming the layer that cannot be stored so, and why.
     """
@@ -75,6 +78,7 @@ def to_huggingface(
         use_rms_norm=bool(norms),
         rms_norm_eps=_eps_of(norms.values()) if norms else BitNetConfig.rms_norm_eps,
     )
+    _warn_of_activations(layers)
     return state, config
 
 
@@ -137,6 +141,18 @@ def _bitnet_layers(model: nn.Module) -> tuple[dict[str, BitLinear], dict[str, RM
     if norms and bare:
         raise ValueError(f"{bare[0]} has no norm in front as others do: use_rms_norm is for all or none")
     return layers, norms
+
+
+def _warn_of_activations(layers: Mapping[str, BitLinear]) -> None:
+    other = [name or "the root module" for name, layer in layers.items() if layer.activation_bits != 8]
+    if other:
+        more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+        warnings.warn(
+            f"{other[0]}{more} without activation_bits=8: transformers quantises the input of every BitNet "
+            "layer to 8 bits, so that the outputs will differ",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _eps_of(norms: Iterable[RMSNorm]) -> float:

@@ -80,13 +80,15 @@ def read_huggingface(
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / _INDEX
-    if index.is_file():
+    if (folder / _WEIGHTS).is_file():  # before an index, as in transformers: it may be left from before
+        files = [folder / _WEIGHTS]
+    elif index.is_file():
         mapping = _read_json(index).get("weight_map")
         names = sorted({str(name) for name in mapping.values()}) if isinstance(mapping, dict) else []
         if not names or any(Path(name).name != name for name in names):
             raise ValueError(f"{index} must map tensors to files beside it, got {names[:3]}")
         files = [folder / name for name in names]
-    elif (folder / _WEIGHTS).is_file() or not list(folder.glob("*.bin")):
+    elif not list(folder.glob("*.bin")):
         files = [folder / _WEIGHTS]
     else:
         raise ValueError(

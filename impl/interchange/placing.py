@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from impl.checks import ACTIVATION_DTYPES
 from impl.layers import QuantizedLinear
+from impl.layers.forms import TwoForms
+from impl.layers.nbit import IntegerLayer
 from impl.layers.norm import NormedLinear
 
 _LISTED = 8
@@ -36,7 +39,7 @@ def check_target(model: nn.Module, name: str, shape: tuple[int, int], has_bias: 
     if (layer.bias is not None) != has_bias:
         with_, without = ("file", "model") if has_bias else ("model", "file")
         raise ValueError(f"the {with_} has a bias for it, the {without} has none")
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         raise ValueError("it has hooks, which replacing it would lose: remove them first")
 
 
@@ -56,22 +59,60 @@ def codes_and_scales(layer: QuantizedLinear) -> tuple[Tensor, Tensor]:
 
 def distinct_entries(model: nn.Module, without: Iterable[nn.Module]) -> dict[str, Tensor]:
     """The state of ``model``, each tensor under the first of its names, except what the modules
-    ``without`` hold themselves."""
-    ids = {id(module) for module in without}
-    owners = {name for name, m in model.named_modules(remove_duplicate=False) if id(m) in ids}
+    ``without`` hold themselves. Embeddings and convolutions of this package appear as the float
+    ``weight`` that they compute with.
+
+    ValueError where a tensor has no values, or where a layer computes with another weight than it
+    holds and its kind is not known here.
+    """
+    left_out = {id(module) for module in without}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    decoded = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, TwoForms) and id(module) not in left_out
+    }
     seen: set[int] = set()
     entries: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.rpartition(".")[0] in owners:
+        owner = name.rpartition(".")[0]
+        if owner in decoded and id(modules[owner]) not in seen:
+            seen.add(id(modules[owner]))
+            entries |= _decoded_entries(owner, decoded[owner])
+        if owner in decoded or id(modules.get(owner)) in left_out:
             continue
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} is a {type(tensor).__name__}: only tensors can be exported")
-        if tensor.is_meta:
-            raise ValueError(f"{name} is on the meta device and has no values to export")
+        _check_plain(name, tensor, modules.get(owner))
         if id(tensor) not in seen:
             seen.add(id(tensor))
             entries[name] = tensor.detach()
     return entries
+
+
+def _decoded_entries(name: str, layer: TwoForms) -> dict[str, Tensor]:
+    held = layer.codes if layer.weight is None else layer.weight
+    if held is not None and held.is_meta:
+        raise ValueError(f"{name or 'the root module'} is on the meta device and has no values to export")
+    prefix = f"{name}." if name else ""
+    entries = {f"{prefix}weight": cast("Any", layer).dequantize(dtype=layer.weight_dtype)}
+    return entries if layer.bias is None else {**entries, f"{prefix}bias": layer.bias.detach()}
+
+
+def _check_plain(name: str, tensor: Any, owner: nn.Module | None) -> None:
+    """ValueError unless ``tensor`` is memory with values, all that ``owner`` computes with."""
+    # bitorch_engine's layers and zeta's, by what they share: they stand above this package's layers.
+    methods = ("generate_quantized_weight", "quantized_weight")
+    if isinstance(owner, IntegerLayer) or any(callable(getattr(owner, method, None)) for method in methods):
+        raise ValueError(
+            f"{name} belongs to a {type(owner).__name__}, which computes with other values than those: "
+            "replace it by a layer that the file can hold, such as impl.BitLinear"
+        )
+    if type(tensor) not in (Tensor, nn.Parameter):
+        raise ValueError(
+            f"{name} is a {type(tensor).__name__}: only plain tensors can be exported, put those of its "
+            "values there first"
+        )
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device and has no values to export")
 
 
 def place(model: nn.Module, layers: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> nn.Module:

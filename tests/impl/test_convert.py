@@ -15,11 +15,13 @@ from impl import (
     ConversionReport,
     MultiTernaryLinear,
     QuantizedLinear,
+    TernaryEmbedding,
     convert_linear_to_bitlinear,
     pack,
     prepare,
     unpack,
 )
+from impl.layers.nbit import NBitLinear
 
 
 class Block(nn.Module):
@@ -175,6 +177,7 @@ def test_one_module_under_two_names_stays_one():
 
 def test_tied_layers_stay_tied():
     """seed 004: tied weights come apart."""
+
     def tied(bias):
         model = nn.Sequential(nn.Linear(8, 8, bias=bias), nn.Linear(8, 8, bias=bias))
         model[1].weight = model[0].weight
@@ -270,3 +273,18 @@ def test_what_cannot_be_converted_is_named_and_nothing_is_replaced():
     with pytest.raises(TypeError, match=r"module must be an nn\.Module, got Tensor"):
         convert_linear_to_bitlinear(torch.ones(2))
     assert all(type(layer) is nn.Linear for layer in model)
+
+
+def test_embeddings_and_n_bit_layers_are_packed_and_unpacked_with_the_rest():
+    model = nn.Sequential(TernaryEmbedding(9, 8), nn.Sequential(BitLinear(8, 4)), NBitLinear(4, 4))
+    model.again = TernaryEmbedding(9, 8)
+    model.again.weight = model[0].weight
+    table = model[0].dequantize()
+    assert pack(model) is model
+    assert all(layer.is_packed for layer in (model[0], model.again, model[1][0], model[2]))
+    assert model.again.codes is model[0].codes
+    assert torch.equal(model[0].dequantize(), table)
+    unpack(model)
+    assert model.again.weight is model[0].weight
+    assert not model[1][0].is_packed
+    assert not model[2].is_packed

@@ -7,8 +7,15 @@ import torch
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear, convert_linear_to_bitlinear, pack
-from impl.compat.bitorch_engine import BinaryLinearCPP
+from impl.compat.bitorch_engine import (
+    BinaryConv2dCPP,
+    BinaryLinearCPP,
+    MPQLinearCuda,
+    Q4Conv2dCutlass,
+)
+from impl.layers.binary_conv import BinaryConv2d
 from impl.layers.embedding import TernaryEmbedding
+from impl.layers.k_ternary_conv import MultiTernaryConv2d
 from impl.model_summary import summary
 
 HEADER = 64  # int64 [8]
@@ -87,6 +94,53 @@ def test_convolutions_are_counted_by_their_positions():
     assert report.layers[1].macs == 5 * 8 * middle.shape[2] * middle.shape[3] * 3 * 4
 
 
+def test_low_bit_convolutions_are_counted_by_their_positions_and_components():
+    model = nn.Sequential(
+        BinaryConv2d(4, 8, (3, 2), stride=2, padding=1, groups=2, bias=False, activation_bits=1),
+        MultiTernaryConv2d(8, 6, 3, k=2),
+    )
+    x = torch.randn(5, 4, 9, 9)
+    middle = model[0](x).shape[2:].numel()
+    for _ in range(2):
+        report = summary(model, x)
+        assert report.layers[0].macs == 5 * 8 * middle * 2 * 6
+        assert report.layers[1].macs == 5 * 6 * model(x).shape[2:].numel() * 2 * 8 * 9
+        assert [layer.parameters for layer in report.layers] == [8 * 12, 6 * 72 + 6]
+        assert [layer.weight_bits for layer in report.layers] == [1.0, 3.2]
+        # 8 rows of 12 bits and a header with two more numbers; 6 rows in 2 groups of five, twice.
+        packed = [8 * 2 + 4 * 8 + HEADER + 16, 2 * 2 * 72 + 2 * 4 * 6 + HEADER + 16 + 4 * 6]
+        assert [layer.packed_bytes for layer in report.layers] == packed
+        assert summary(model).uncounted == ("0", "1")
+        pack(model)
+    assert [layer.bytes for layer in report.layers] == packed
+
+
+@pytest.mark.parametrize(
+    ("build", "bits", "activation_bits"),
+    [(lambda: BinaryConv2dCPP(8, 6, 3, padding=1), 1.0, 1), (lambda: Q4Conv2dCutlass(8, 6, (3, 1)), 4.0, 4)],
+)
+def test_convolutions_of_bitorch_engine_count_packed_or_not(build, bits, activation_bits):
+    """Packed, they hold no matrix that could be mistaken for one: they counted nothing."""
+    layer, x = build(), torch.randn(2, 8, 5, 5)
+    columns = layer.weight.shape[1:].numel()
+    parameters, macs = summary(layer).parameters, layer(x).numel() * columns
+    for form in ("float", "packed"):
+        (found,) = summary(layer, x).layers
+        assert (found.form, found.macs, found.parameters) == (form, macs, parameters)
+        assert (found.weight_bits, found.activation_bits) == (
+            32.0 if form == "float" else bits,
+            activation_bits,
+        )
+        assert summary(layer).uncounted == ("",)
+        layer.generate_quantized_weight(qweight_only=True)
+
+
+def test_transposed_weights_are_counted():
+    layer = MPQLinearCuda(64, 32, dtype=torch.float32)
+    assert tuple(layer.weight.shape) == (64, 32)
+    assert summary(layer, torch.randn(3, 64)).macs == 3 * 64 * 32
+
+
 def test_lookups_and_layers_of_bitorch_engine():
     model = nn.Sequential(TernaryEmbedding(50, 16, format="two_bit"), BinaryLinearCPP(16, 12))
     report = summary(model, torch.zeros(3, 4, dtype=torch.int64))
@@ -97,6 +151,8 @@ def test_lookups_and_layers_of_bitorch_engine():
     model[1].generate_quantized_weight(qweight_only=True)
     packed = summary(model).layers[1]
     assert (packed.parameters, packed.weight_bits, packed.bytes, packed.macs) == (192, 1.0, 24, 192)
+    assert (linear.form, packed.form) == ("float", "packed")
+    assert (linear.activation_bits, packed.activation_bits) == (1, 1)
 
 
 def test_a_layer_used_twice_counts_twice_but_is_held_once():

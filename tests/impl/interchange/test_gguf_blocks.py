@@ -100,13 +100,18 @@ def test_what_blocks_cannot_hold_is_refused(kind):
         encode_blocks(codes[:, :500], scales, kind)
     with pytest.raises(ValueError, match=r"scales must be \[2, 2\]"):
         encode_blocks(codes, scales[:, :1], kind)
-    with pytest.raises(ValueError, match=r"-1 \.\. 1, got 2"):
-        encode_blocks(codes + 1, scales, kind)
+    for step in (1, -1):
+        with pytest.raises(ValueError, match=rf"-1 \.\. 1, got {2 * step}"):
+            encode_blocks(codes + step, scales, kind)
+    for shape in ((0, 256), (2, 0), (1, 2, 256)):
+        with pytest.raises(ValueError, match="takes a matrix whose rows"):
+            encode_blocks(torch.zeros(shape, dtype=torch.int8), scales, kind)
     for bad in (1e5, 1e-9, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="does not fit float16"):
             encode_blocks(codes, torch.full((2, 2), bad), kind)
-    with pytest.raises(TypeError, match="int8"):
-        encode_blocks(codes.float(), scales, kind)
+    for wrong in ((codes.float(), scales), (codes, scales.int())):
+        with pytest.raises(TypeError, match="codes are int8 and scales floating point"):
+            encode_blocks(*wrong, kind)
     with pytest.raises(ValueError, match=r"unknown GGUF type 'TQ3_0'.*did you mean"):
         encode_blocks(codes, scales, "TQ3_0")
 
@@ -119,18 +124,36 @@ def test_damaged_blocks_are_refused(kind):
         decode_blocks(packed[:, :-1], kind)
     with pytest.raises(ValueError, match="blocks of"):
         decode_blocks(packed.to(torch.int8), kind)
+    for empty in (packed[:0], packed[:, :0], packed[0]):
+        with pytest.raises(ValueError, match="blocks of"):
+            decode_blocks(empty, kind)
     infinite = packed.clone()
     infinite[1, -2:] = torch.tensor([float("inf")], dtype=torch.float16).view(torch.uint8)
     with pytest.raises(ValueError, match="not finite"):
         decode_blocks(infinite, kind)
 
 
-def test_the_digit_3_is_refused():
+def test_digits_out_of_range_are_refused():
     codes, scales = draw(1, 1, 0)
     packed = encode_blocks(codes, scales, "TQ2_0")
-    packed[0, 5] = 0b00001100
-    with pytest.raises(ValueError, match="digit 3"):
+    packed[0, 5] = 0b00001100  # the digit 3
+    with pytest.raises(ValueError, match="hold 1 values that no ternary weights give"):
         decode_blocks(packed, "TQ2_0")
+
+
+@pytest.mark.parametrize(("place", "values", "step"), [(0, 243, 1), (31, 243, 1), (47, 243, 1), (48, 81, 3)])
+def test_bytes_that_stand_for_no_digits_are_refused(place, values, step):
+    """Five digits make 243 numbers, four of them 81: the other bytes are damage."""
+    packed = encode_blocks(*draw(1, 1, 0), "TQ1_0")
+    used = {-(-256 * number * step // 243) for number in range(values)}
+    refused = set()
+    for byte in range(256):
+        packed[0, place] = byte
+        try:
+            decode_blocks(packed, "TQ1_0")
+        except ValueError:
+            refused.add(byte)
+    assert refused == set(range(256)) - used
 
 
 def test_scales_are_merged_as_far_as_they_agree():

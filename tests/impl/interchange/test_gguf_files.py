@@ -12,7 +12,11 @@ from gguf.quants import dequantize, quantize
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear, convert_linear_to_bitlinear
+from impl.compat.bitorch_engine import BinaryLinearCPP
 from impl.interchange import load_gguf, read_gguf, save_gguf
+from impl.layers.binary_conv import BinaryConv2d
+from impl.layers.embedding import TernaryEmbedding
+from impl.layers.embedding_bag import BinaryEmbeddingBag
 from impl.quantizers import Quantized
 
 TYPES = ["TQ1_0", "TQ2_0"]
@@ -164,6 +168,34 @@ def test_an_embedding_of_ternary_blocks_is_decoded(tmp_path):
     ternary = read_gguf(tmp_path / "m.gguf").tensors["weight"]
     table = load_gguf(nn.Embedding(30, 256), tmp_path / "m.gguf")
     assert torch.equal(table.weight, ternary.dequantize())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_layers_of_this_package_are_written_as_they_compute(tmp_path, packed):
+    """Their latent weights, or their bytes, would mean something else to a reader."""
+    table, bag, conv = TernaryEmbedding(9, 24), BinaryEmbeddingBag(5, 7).bfloat16(), BinaryConv2d(4, 6, 3)
+    model = nn.ModuleDict({"table": table, "bag": bag, "conv": conv, "up": BitLinear(256, 4)})
+    model["again"] = table
+    if packed:
+        for layer in (table, bag, conv):
+            layer.pack()
+    save_gguf(model, tmp_path / "m.gguf")
+    held = read_gguf(tmp_path / "m.gguf").tensors
+    assert set(held) == {"table.weight", "bag.weight", "conv.weight", "conv.bias", "up.weight", "up.bias"}
+    assert torch.equal(held["table.weight"], table.dequantize())
+    assert torch.equal(held["bag.weight"], bag.dequantize(dtype=torch.bfloat16))
+    assert torch.equal(held["conv.weight"], conv.dequantize())
+    plain = nn.ModuleDict({"table": nn.Embedding(9, 24), "bag": nn.EmbeddingBag(5, 7)})
+    plain.update({"conv": nn.Conv2d(4, 6, 3), "up": nn.Linear(256, 4), "again": plain["table"]})
+    load_gguf(plain, tmp_path / "m.gguf")
+    assert torch.equal(plain["table"](torch.arange(9)), table(torch.arange(9)).detach())
+
+
+def test_layers_that_compute_with_other_values_are_refused(tmp_path):
+    model = nn.ModuleDict({"odd": BinaryLinearCPP(256, 4), "up": BitLinear(256, 4)})
+    with pytest.raises(ValueError, match=r"odd\.weight belongs to a BinaryLinearCPP"):
+        save_gguf(model, tmp_path / "m.gguf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_misfits_are_an_error_or_decoded(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -12,8 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear, convert_linear_to_bitlinear, prepare
+from impl.compat import zeta
+from impl.compat.bitorch_engine import BinaryLinearCuda, BinaryLinearParameter
 from impl.interchange import BitNetConfig, from_huggingface, to_huggingface
+from impl.layers.embedding import TernaryEmbedding
+from impl.layers.nbit import NBitLinear
 from impl.layers.norm import NormedLinear
+from impl.layers.ternary_conv import TernaryConv1d
 
 CHOICES = [("bitlinear", "packed"), ("autobitlinear", "packed"), ("autobitlinear", "unpacked")]
 
@@ -120,7 +126,7 @@ def test_codes_scale_and_bias_survive_for_any_shape(rows, cols, bias, choice, se
     linear_class, storage = choice
     rows = rows * 4 if storage == "packed" else rows
     torch.manual_seed(seed)
-    layer = BitLinear(cols, rows, bias=bias, scale="tensor").pack()
+    layer = BitLinear(cols, rows, bias=bias, scale="tensor", activation_bits=8).pack()
     state, config = to_huggingface(layer, linear_class=linear_class, storage=storage)
     loaded = from_huggingface(nn.Linear(cols, rows, bias=bias), state, config)
     assert torch.equal(loaded.W_ternary, layer.W_ternary)
@@ -132,7 +138,9 @@ def test_codes_scale_and_bias_survive_for_any_shape(rows, cols, bias, choice, se
 def test_packed_bytes_and_both_scales_by_hand():
     rows = [[1, 0], [-1, 1], [0, 0], [1, 1], [-1, 0], [0, -1], [1, 1], [-1, -1]]
     weight = torch.tensor(rows, dtype=torch.int8)
-    layer = BitLinear.from_codes(weight, torch.full((1, 1, 1), 0.25), torch.full((8,), 3.0))
+    layer = BitLinear.from_codes(
+        weight, torch.full((1, 1, 1), 0.25), torch.full((8,), 3.0), activation_bits=8
+    )
     state, _ = to_huggingface(layer, linear_class="bitlinear")
     first = (weight[0] + 1) | (weight[2] + 1) << 2 | (weight[4] + 1) << 4 | (weight[6] + 1) << 6
     assert torch.equal(state["weight"][0], first.to(torch.uint8))
@@ -144,7 +152,9 @@ def test_packed_bytes_and_both_scales_by_hand():
 
 def test_a_weight_of_zeros_survives():
     for scale in (0.0, 0.5):
-        layer = BitLinear.from_codes(torch.zeros(4, 3, dtype=torch.int8), torch.full((1, 1, 1), scale))
+        layer = BitLinear.from_codes(
+            torch.zeros(4, 3, dtype=torch.int8), torch.full((1, 1, 1), scale), activation_bits=8
+        )
         for linear_class in ("bitlinear", "autobitlinear"):
             state, config = to_huggingface(layer, linear_class=linear_class)
             assert state["weight"].unique().tolist() == [0x55]
@@ -197,7 +207,7 @@ def test_a_model_on_the_meta_device_takes_the_tensors_over():
 
 
 def test_exporting_changes_nothing_in_the_model():
-    for model in (converted(), prepare(Network(), skip=["lm_head"])):
+    for model in (converted(), prepare(Network(), skip=["lm_head"], activation_bits=8)):
         before = copy.deepcopy(model.state_dict())
         to_huggingface(model)
         after = model.state_dict()
@@ -256,6 +266,10 @@ def test_damaged_states_are_refused_and_the_model_kept():
         ),
         (damaged(state, more__weight=torch.ones(1)), r"has more\.weight, which the model does not have"),
         (damaged(state, lm_head__weight=None), r"lacks lm_head\.weight"),
+        (
+            damaged(state, lm_head__weight=torch.ones(20, 23)),
+            r"has lm_head\.weight of shape \[20, 23\], the model one of \[20, 24\]",
+        ),
         (damaged(float_codes, up_proj__weight=torch.full((32, 24), 0.5)), "codes -1, 0 and \\+1"),
     ]
     for broken, message in cases:
@@ -281,7 +295,7 @@ def test_the_config_reads_what_transformers_writes():
     assert not config.skips("model.up_proj")
     full = BitNetConfig("autobitlinear", "online", ("alpha", "beta"), True, 1e-5)
     assert BitNetConfig.from_dict(full.to_dict()) == full
-    assert (full.skips("x.beta.c"), full.skips("lm_head")) == (True, False)
+    assert (full.skips("beta.c"), full.skips("lm_head")) == (True, False)
     assert not BitNetConfig("bitlinear", "online").online
     with pytest.raises(ValueError, match="quant_method 'gptq'"):
         BitNetConfig.from_dict({"quant_method": "gptq"})
@@ -293,15 +307,88 @@ def test_the_config_reads_what_transformers_writes():
         BitNetConfig.from_dict({"quant_method": "bitnet", "per_channel": True})
 
 
-def test_layouts_and_layers_are_those_of_transformers():
-    bitnet = pytest.importorskip("transformers.integrations.bitnet")
-    layer = BitLinear(24, 32, scale="tensor", activation_bits=8).pack()
-    codes = layer.W_ternary.to(torch.int8)
-    x = torch.randn(5, 24)
-    for linear_class, kind in (("bitlinear", bitnet.BitLinear), ("autobitlinear", bitnet.AutoBitLinear)):
-        state, _ = to_huggingface(layer, linear_class=linear_class)
-        assert torch.equal(state["weight"], bitnet.pack_weights(codes.clone()))
-        module = kind(24, 32, bias=True, dtype=torch.float32)
-        module.load_state_dict(state)
-        with torch.no_grad():
-            torch.testing.assert_close(module(x), layer(x), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    ("entry", "name", "skipped"),
+    [
+        ("lm_head", "lm_head", True),
+        ("lm_head", "model.lm_head", True),
+        ("layers.1", "layers.1.up", True),
+        ("layers.1", "layers.11.up", False),
+        ("layers.*", "layers.11.up", True),
+        ("mlp.gate", "mlp.gate", True),
+        ("mlp.gate", "mlp.gate_proj", False),
+        ("model.", "model.up", True),
+        ("beta", "x.beta.c", False),
+        ("a|b", "b.up", True),
+        ("a|b", "bc.up", False),
+    ],
+)
+def test_names_to_skip_are_read_as_transformers_reads_them(entry, name, skipped):
+    """An entry is the end of a name, or a regular expression for whole parts at its beginning."""
+    assert BitNetConfig(modules_to_not_convert=("never", entry)).skips(name) == skipped
+
+
+@pytest.mark.parametrize(
+    ("entries", "error", "message"),
+    [
+        ({"modules_to_not_convert": "lm_head"}, TypeError, "a list of names or None, got 'lm_head'"),
+        ({"modules_to_not_convert": [1]}, TypeError, r"a list of names or None, got \(1,\)"),
+        ({"modules_to_not_convert": ["("]}, ValueError, r"has '\(', no regular expression"),
+        ({"use_rms_norm": "no"}, TypeError, "True or False, got 'no'"),
+        ({"rms_norm_eps": "1e-5"}, ValueError, "a number of at least 0, got '1e-5'"),
+        ({"rms_norm_eps": -1.0}, ValueError, r"at least 0, got -1\.0"),
+        ({"rms_norm_eps": float("nan")}, ValueError, "at least 0, got nan"),
+        ({"quantization_config": None}, ValueError, "must be a mapping, got None"),
+    ],
+)
+def test_configs_of_other_shapes_are_refused(entries, error, message):
+    with pytest.raises(error, match=message):
+        BitNetConfig.from_dict({"quant_method": "bitnet", **entries})
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_layers_of_this_package_go_along_as_they_compute(packed):
+    """An embedding's latent weight, or its bytes, would mean something else there."""
+    table, conv = TernaryEmbedding(12, 24), TernaryConv1d(24, 24, 3, padding=1)
+    model = nn.ModuleDict({"table": table, "conv": conv, "up": BitLinear(24, 32, activation_bits=8)})
+    if packed:
+        table.pack()
+        conv.pack()
+    state, config = to_huggingface(model)
+    assert torch.equal(state["table.weight"], table.dequantize())
+    assert torch.equal(state["conv.weight"], conv.dequantize())
+    assert torch.equal(state["conv.bias"], conv.bias)
+    plain = {"table": nn.Embedding(12, 24), "conv": nn.Conv1d(24, 24, 3, padding=1), "up": nn.Linear(24, 32)}
+    loaded = from_huggingface(nn.ModuleDict(plain), state, config)
+    ids = torch.arange(12)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded["table"](ids), table(ids))
+        x = torch.randn(2, 24, 7)
+        torch.testing.assert_close(loaded["conv"](x), conv(x), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_whose_values_are_not_what_they_hold_are_refused():
+    for layer, kind in (
+        (BinaryLinearCuda(24, 24), "BinaryLinearCuda"),
+        (BinaryLinearCuda.from_linear(nn.Linear(24, 24)), "BinaryLinearCuda"),
+        (zeta.BitLinear(24, 24), "BitLinear"),
+        (NBitLinear(24, 24), "NBitLinear"),
+    ):
+        model = nn.ModuleDict({"odd": layer, "up": BitLinear(24, 32, activation_bits=8)})
+        with pytest.raises(ValueError, match=rf"odd\.\w+ belongs to a {kind}, which computes with other"):
+            to_huggingface(model)
+    model = nn.ModuleDict({"odd": nn.Linear(4, 4), "up": BitLinear(24, 32, activation_bits=8)})
+    model["odd"].weight = BinaryLinearParameter(torch.randn(4, 4))
+    with pytest.raises(ValueError, match=r"odd\.weight is a BinaryLinearParameter: only plain tensors"):
+        to_huggingface(model)
+    with pytest.raises(ValueError, match="table is on the meta device"):
+        to_huggingface(nn.ModuleDict({"table": TernaryEmbedding(4, 4, device="meta"), "up": BitLinear(8, 4)}))
+
+
+def test_activations_that_will_be_quantised_are_warned_of():
+    model = nn.Sequential(*(BitLinear(8, 4, activation_bits=bits) for bits in (8, None, 16)))
+    with pytest.warns(UserWarning, match="^1 and 1 more without activation_bits=8: transformers quantises"):
+        to_huggingface(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_huggingface(model[0])

@@ -77,6 +77,20 @@ def test_shards_are_joined(tmp_path):
             read_huggingface(tmp_path)
 
 
+def test_a_new_file_is_read_before_the_shards_it_replaces(tmp_path):
+    """An index from before would bring back the old weights."""
+    save_huggingface(converted(), tmp_path)
+    old = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(old, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = converted()
+    with torch.no_grad():
+        model[2].weight.fill_(7)
+    save_huggingface(model, tmp_path)
+    assert read_huggingface(tmp_path)[0]["2.weight"].unique().tolist() == [7]
+
+
 def test_latent_layers_that_share_a_weight_are_stored(tmp_path):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
