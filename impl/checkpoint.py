@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from impl.packing import read_header
+from impl.packing import check_packed, read_header
+from impl.parameters import LowBitTensor
 
 #: Version of this file convention; files of newer versions are refused.
 FILE_VERSION = 1
@@ -33,7 +34,8 @@ def save(module: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str,
     """Write the state of ``module`` to ``path``; an existing file is replaced in one step.
 
     ``metadata`` (strings) is stored beside it; names that begin with ``bitimpl.`` are taken.
-    Raises ValueError for such names and for tensors on the meta device.
+    Raises ValueError for such names, for tensors on the meta device, and for parameters without a
+    float copy, which safetensors cannot hold.
     """
     reserved = [key for key in metadata or {} if key.startswith("bitimpl.")]
     if reserved:
@@ -46,6 +48,11 @@ def save(module: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str,
             raise ValueError(f"{name} is a {type(value).__name__}: safetensors holds tensors only")
         if value.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to save")
+        if isinstance(value, LowBitTensor):
+            raise ValueError(
+                f"{name} is a {type(value).__name__}, integers that look like floats, which safetensors "
+                "cannot hold: pack the layer, or torch.save() the state to train on"
+            )
         place = (value.data_ptr(), value.dtype, value.device, tuple(value.shape), value.stride())
         if value.numel() and place in first:
             aliases[name] = first[place]
@@ -83,8 +90,8 @@ def load(
     Quantised layers take the form, packed or latent, that the file holds for them. ``strict`` and
     ``assign`` are those of ``load_state_dict``; a module on the meta device needs ``assign``.
 
-    Raises FileNotFoundError; ValueError where the file is damaged, of a newer version, or holds
-    packed weights that this build cannot read; RuntimeError where it does not fit ``module``.
+    Raises FileNotFoundError; ValueError where the file is damaged, pickled, of a newer version, or
+    holds packed weights that this build cannot read; RuntimeError where it does not fit ``module``.
     """
     state, metadata = read_state(path)
     module.load_state_dict(state, strict=strict, assign=assign)
@@ -101,18 +108,55 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
             _check_version(path, metadata)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
+        if _is_pickled(path):
+            raise ValueError(
+                f"{path} is a torch or pickle file, which can run code when loaded; only safetensors are "
+                "read here: load_state_dict(torch.load(path, weights_only=True)) loads tensors alone"
+            ) from error
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    for name, stored in json.loads(metadata.get(_ALIASES_KEY, "{}")).items():
+    for name, stored in _aliases(path, metadata).items():
         if stored not in state:
             raise ValueError(f"{path} names {stored} as the data of {name} but does not hold it: damaged")
         state[name] = state[stored]
-    for name, tensor in state.items():
-        if name == "packing" or name.endswith(".packing"):
-            try:
-                read_header(tensor)
-            except ValueError as error:
-                raise ValueError(f"{path}, {name}: {error}") from error
+    _check_packed_layers(path, state)
     return state, metadata
+
+
+def _check_packed_layers(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
+    """ValueError naming the tensor where packed weights in ``state`` are damaged or newer."""
+    for key, packing in state.items():
+        prefix, _, leaf = key.rpartition(".")
+        if leaf != "packing":
+            continue
+        try:
+            header = read_header(packing)
+        except ValueError as error:
+            raise ValueError(f"{path}, {key}: {error}") from error
+        at = f"{prefix}." if prefix else ""
+        codes, scales = state.get(f"{at}codes"), state.get(f"{at}scales")
+        if codes is None or scales is None:
+            continue  # a strict load names what is missing
+        try:
+            check_packed(header, codes, scales)
+        except ValueError as error:
+            raise ValueError(f"{path}, {at}{error}") from error
+
+
+def _is_pickled(path: str | os.PathLike[str]) -> bool:
+    """Whether the file begins as those of ``torch.save`` (a zip archive, once a bare pickle) do."""
+    with open(path, "rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
+
+
+def _aliases(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The further names of tensors stored once."""
+    try:
+        aliases = json.loads(metadata.get(_ALIASES_KEY, "{}"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {_ALIASES_KEY} in its metadata is not valid JSON: {error}") from error
+    if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
+        raise ValueError(f"{path}: {_ALIASES_KEY} in its metadata must map names to names: damaged")
+    return aliases
 
 
 def _check_version(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:

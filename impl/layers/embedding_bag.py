@@ -96,22 +96,26 @@ class BagReduction(EmbeddingTable):
     ) -> Tensor:
         """``rows`` [n, d] (float32), those at ``index`` [n], reduced bag by bag: [bags, d].
 
-        torch's own reduction over a table of the rows at hand, with one more that stands for
-        ``padding_idx`` wherever it occurs, since torch leaves out one row only.
+        torch's own reductions over a table of the rows at hand. Rows at ``padding_idx`` are hidden here:
+        torch would have to know the number of rows, which a graph compiled or exported for any batch
+        size does not.
         """
-        count = rows.shape[0]
-        table = F.pad(rows, (0, 0, 0, 1))
-        position = torch.arange(count, device=index.device)
-        if self.padding_idx is not None:
-            position = position.masked_fill(index == self.padding_idx, count)
-        return F.embedding_bag(
-            position,
-            table,
-            starts,
-            mode=mode,
-            include_last_offset=ends_given,
-            padding_idx=count,
-        )
+        # One more row, as torch reduces no empty table.
+        position = torch.arange(rows.shape[0], device=index.device)
+
+        def reduce(values: Tensor, how: str) -> Tensor:
+            table = F.pad(values, (0, 0, 0, 1))
+            return F.embedding_bag(position, table, starts, mode=how, include_last_offset=ends_given)
+
+        if self.padding_idx is None:
+            return reduce(rows, mode)
+        hidden = (index == self.padding_idx).unsqueeze(1)
+        if mode == "sum":
+            return reduce(rows.masked_fill(hidden, 0), "sum")
+        shown = reduce((~hidden).to(rows.dtype), "sum")
+        if mode == "mean":
+            return reduce(rows.masked_fill(hidden, 0), "sum") / shown.clamp_min(1)
+        return reduce(rows.masked_fill(hidden, -torch.inf), "max").masked_fill(shown == 0, 0)
 
     def _check_offsets(self, offsets: Tensor, index: Tensor) -> Tensor:
         """``offsets`` as int64, if they cut ``index`` into bags."""

@@ -43,6 +43,7 @@ def torch_attention(layer):
 @pytest.mark.parametrize("packed", FORMS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_output_and_scores_are_those_of_torch(packed, bias):
+    """kyegomez: attention divides its scores by sqrt(d) twice."""
     layer = build(packed, bias=bias)
     x = states()
     output, scores = layer(x)

@@ -112,6 +112,7 @@ def test_any_leading_dimensions_and_empty_bags():
         assert torch.equal(
             layer(torch.empty(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)), torch.zeros(3, DIM)
         )
+        assert layer(index.flatten(), torch.empty(0, dtype=torch.int64)).shape == (0, DIM)
 
 
 @pytest.mark.parametrize("packed", FORMS)
@@ -217,6 +218,7 @@ def test_compiles_without_graph_breaks(mode, packed):
         ((torch.tensor([[ROWS]]),), IndexError, f"index {ROWS}"),
         ((torch.tensor([[1, 2]]), None, torch.ones(2)), ValueError, r"shape \[1, 2\], got \[2\]"),
         ((torch.tensor([[1, 2]]), None, torch.ones(1, 2).long()), TypeError, "floating-point"),
+        ((torch.tensor([[1, 2]]), None, [[1.0, 2.0]]), TypeError, "got list"),
     ],
 )
 def test_wrong_operands_say_what_is_wrong(arguments, error, message):
