@@ -7,9 +7,11 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from typer.main import get_command
 
+import impl
 from bitbench.analysis.summary import summarise
 from bitbench.cli import create_app
 from bitbench.report.console import layer_table
@@ -45,6 +47,33 @@ def test_the_live_gates_are_those_stored() -> None:
         f"{told['0']} turned red as it is, {told['5']} with 5 % more work put in, {told['10']} with 10 %"
         in words
     )
+
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_every_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(example.splitlines()) <= 10, "an example is read at a glance"
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_table_of_layers_names_what_there_is() -> None:
+    """Every layer of impl but the bases has a row, and nothing else has."""
+    table = README[README.index("| layer | weights |") :].split("\n\n")[0]
+    named = set()
+    for row in table.splitlines()[2:]:
+        for name in re.findall(r"`(\w[\w/]*)`", row.split("|")[1]):
+            base, *dims = re.split(r"(?<=Conv)(?=1d)|/", name)
+            named |= {base + dim for dim in dims} if dims else {base}
+            if "Bag" in row:
+                named.add(f"{name}Bag")
+    named.discard("Bag")
+    named.discard("BagBag")
+    there = {name for name in impl.layers.__all__ if isinstance(getattr(impl.layers, name), type)}
+    bases = {name for name in there if name.startswith("Quantized") or name.endswith("Conv")}
+    assert named == there - bases - {"LearnableBias"}
 
 
 def test_every_link_leads_to_a_file() -> None:
