@@ -19,7 +19,7 @@ from bitbench.analysis.statistics import Estimate
 from bitbench.analysis.summary import Summary
 from bitbench.store.baseline import Baseline, Entry
 from bitbench.store.figures import machine_of
-from bitbench.store.metrics import METRICS
+from bitbench.store.metrics import MEASURED_BYTES, METRICS
 from bitbench.store.schema import RunInfo
 from bitbench.workloads.self_proof import KIND as PROOF
 
@@ -85,7 +85,7 @@ def affected(metric: str) -> Affects:
     are ``time``, bytes only ``all``."""
     if metric.startswith(("quality.", "training.")) and metric != "training.seconds":
         return "accuracy"
-    return "all" if metric.startswith("memory.") and metric != "memory.peak_bytes" else "time"
+    return "all" if metric.startswith("memory.") and metric not in MEASURED_BYTES else "time"
 
 
 def figures_of(summary: Summary, metric: str, pattern: str = "*") -> RunFigures:

@@ -54,7 +54,7 @@ def compare_figure(case: Case, metric: str, base: Series, head: Series, against:
         return Compared(case, metric, "exact", verdict, a, b, moved)
     ratio = base.ratio_to(head)
     if case.replicate == "seeds" and ratio is not None and _can_be_judged(ratio):
-        verdict, moved = _by_interval(ratio, tolerance, against)
+        verdict, moved = _by_interval(metric, ratio, tolerance, against)
     else:
         verdict, moved = _by_value(metric, a.value, b.value, tolerance, against)
     return Compared(case, metric, "accuracy", verdict, a, b, moved)
@@ -115,12 +115,13 @@ def _by_value(
 
 
 def _by_interval(
-    ratio: Series, tolerance: float, against: str
+    metric: str, ratio: Series, tolerance: float, against: str
 ) -> tuple[Verdict, Literal["", "better", "worse"]]:
-    """``ratio`` is base / head of a figure that is better when lower."""
+    """``ratio`` is base / head, judged as a speed-up is: *faster* where the head's figure is lower."""
     judged = judge(ratio, against, minimum_effect=tolerance)
     if judged.word not in (Word.FASTER, Word.SLOWER):
         return judged, ""
-    moved: Literal["better", "worse"] = "better" if judged.word is Word.FASTER else "worse"
+    lower = judged.word is Word.FASTER
+    moved: Literal["better", "worse"] = "better" if lower == (METRICS[metric].better == "lower") else "worse"
     reason = f"differs by more than {tolerance:.2g} of itself over {len(ratio.values)} seeds"
     return Verdict(Word.MOVED, against, reason, judged.effect, tolerance, judged.detectable), moved

@@ -11,7 +11,7 @@ from bitbench.analysis.moderation import Prior, common_priors, like
 from bitbench.analysis.remarks import remarks
 from bitbench.analysis.statistics import DISPLAY_CONFIDENCE, Estimate, Scale, Series, launch_latency
 from bitbench.analysis.verdicts import Verdict, correct, judge, not_comparable
-from bitbench.store.metrics import METRICS
+from bitbench.store.metrics import MEASURED_BYTES, METRICS
 from bitbench.store.reader import RunData, collector_paused
 from bitbench.store.schema import Case, Record, Status
 
@@ -220,7 +220,7 @@ def _exp(x: float) -> float:
 def _scale(name: str, case: Case, values: Mapping[int, float]) -> Scale:
     """The scale on which a recorded figure scatters. Bytes are counted; only the high-water
     mark of a process is measured."""
-    measured = name == "memory.peak_bytes"
+    measured = name in MEASURED_BYTES
     if name == "quality.tokens" or (
         not measured and (name.startswith("memory.") or case.replicate == "exact")
     ):

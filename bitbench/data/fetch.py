@@ -12,7 +12,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Literal
 from filelock import FileLock
 
 from bitbench.cache import cache_root
+from bitbench.data.archive import UnreadableArchive, open_archive
 from bitbench.data.catalog import Entry, KeptFile, entry
 from bitbench.data.registries import CLIENTS
 from bitbench.errors import ToolError, UserError
@@ -186,9 +186,10 @@ def _unpack(artefact: Path, item: Entry, target: Path, report: Callable[[int], N
     done = 0
     sizes: dict[str, int] = {}
     try:
-        with zipfile.ZipFile(artefact) as archive:
+        with open_archive(artefact, item.artefact.name) as archive:
+            names = archive.names()
             for file in item.files:
-                for member in fnmatch.filter(archive.namelist(), file.path):
+                for member in fnmatch.filter(names, file.path):
                     path = target / _kept_name(file, member)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with archive.open(member) as reader, path.open("wb") as writer:
@@ -198,8 +199,8 @@ def _unpack(artefact: Path, item: Entry, target: Path, report: Callable[[int], N
                             report(done)
                     sizes[path.relative_to(target).as_posix()] = path.stat().st_size
                 _check_kept(file, _kept_paths(target, file))
-    except zipfile.BadZipFile as problem:
-        raise _Damaged(f"{artefact.name} is not a readable wheel: {problem}") from None
+    except UnreadableArchive as problem:
+        raise _Damaged(f"{artefact.name} is not a readable archive: {problem}") from None
     return sizes
 
 

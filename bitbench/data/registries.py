@@ -34,11 +34,28 @@ _NO_NETWORK = re.compile(
 )
 
 
+_NPM_NO_NETWORK = re.compile(
+    r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|ERR_SOCKET_TIMEOUT"
+    r"|ENOTCACHED|CERT|self.signed certificate",
+    re.IGNORECASE,
+)
+
+
 def run_pip(
     arguments: list[str], environment: Mapping[str, str], watch: Callable[[], None]
 ) -> tuple[int, str]:
     """Run pip of this interpreter; calls ``watch`` while it works. Returns exit code and output."""
-    command = [sys.executable, "-m", "pip", *arguments]
+    return _run([sys.executable, "-m", "pip", *arguments], environment, watch)
+
+
+def run_npm(
+    arguments: list[str], environment: Mapping[str, str], watch: Callable[[], None]
+) -> tuple[int, str]:
+    """Run the npm on the path, as :func:`run_pip` runs pip; FileNotFoundError where there is none."""
+    return _run(["npm", *arguments], environment, watch)
+
+
+def _run(command: list[str], environment: Mapping[str, str], watch: Callable[[], None]) -> tuple[int, str]:
     with subprocess.Popen(
         command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -101,4 +118,48 @@ def fetch_pypi(item: Entry, folder: Path, report: Callable[[int], None], fresh: 
     )
 
 
-CLIENTS: dict[str, Client] = {"pypi": fetch_pypi}
+def fetch_npm(item: Entry, folder: Path, report: Callable[[int], None], fresh: bool) -> Path:
+    """Download a package with ``npm pack``, honouring the user's npm configuration.
+
+    Raises:
+        UserError: no network, or npm is not installed.
+        ToolError: the registry answers but does not hand out this package.
+    """
+    arrived = folder / "arrived"
+    arrived.mkdir()
+    package = arrived / item.artefact.name
+
+    def watch() -> None:
+        report(package.stat().st_size if package.is_file() else 0)
+
+    arguments = ["pack", f"{item.package}@{item.version}", "--pack-destination", str(arrived)]
+    arguments += ["--ignore-scripts", "--loglevel=error", "--no-update-notifier", "--no-progress"]
+    if fresh:
+        arguments += ["--cache", str(folder / "scratch")]
+    wanted = f"{item.package} {item.version}"
+    by_hand = f"take {item.artefact.name} from {item.source} and run `bitbench data fetch NAME --from FILE`"
+    try:
+        code, output = run_npm(arguments, os.environ, watch)
+    except FileNotFoundError:
+        raise UserError(
+            f"{wanted} cannot be fetched: npm is not installed", f"Install Node.js with npm, or {by_hand}."
+        ) from None
+    if code == 0 and package.is_file():
+        report(package.stat().st_size)
+        return package
+    if code != 0 and _NPM_NO_NETWORK.search(output):
+        raise UserError(
+            f"{wanted} cannot be fetched: the npm registry does not answer",
+            f"Connect to the network (or set npm's registry and proxy), or {by_hand}. "
+            "Suites that read no data, such as smoke, run offline.",
+        )
+    said = " | ".join(line.strip() for line in output.splitlines() if line.startswith("npm error"))
+    if code == 0:
+        said = f"npm delivered {', '.join(sorted(path.name for path in arrived.iterdir())) or 'nothing'}"
+    raise ToolError(
+        f"{wanted} ({item.artefact.name}) cannot be fetched: {said or output.strip()[-300:]}",
+        f"Check {item.source}: the package may have been withdrawn, or your npm registry lacks it.",
+    )
+
+
+CLIENTS: dict[str, Client] = {"pypi": fetch_pypi, "npm": fetch_npm}

@@ -25,6 +25,10 @@ PLAIN_SECONDS = 10.0
 SHOWN = 5
 
 
+_ACCURACY = ("quality.perplexity", "training.bits_per_byte", "training.accuracy")
+"""What a line tells of a case that was not timed, where it has one of these."""
+
+
 class Sink(Protocol):
     """Receives what happens in a run, in order."""
 
@@ -97,9 +101,7 @@ def result_line(case: Case, record: Record) -> str:
         return f"{case.label}  {time_text(median(record.samples_ns) / record.calls / 1e9)}"
     if record.shared_from:
         return f"{case.label}  same numerics as {record.shared_from}"
-    shown = next(
-        (name for name in ("quality.perplexity", "training.bits_per_byte") if name in record.metrics), ""
-    )
+    shown = next((name for name in _ACCURACY if name in record.metrics), "")
     return f"{case.label}  " + (f"{shown.rpartition('.')[2]} {record.metrics[shown]:.4g}" if shown else "ok")
 
 

@@ -100,6 +100,11 @@ class LayerKind(ABC):
     def trainable(self, spec: Any, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
         """A freshly initialised layer for training, quantisation-aware where the kind quantises."""
 
+    def in_training(self, spec: Any) -> Any:
+        """The description of what :meth:`trainable` makes of ``spec``, for :meth:`reference` and
+        :meth:`tolerance`. Torch-free."""
+        return spec
+
     @abstractmethod
     def reference(self, spec: Any, module: nn.Module, x: torch.Tensor, rows: slice) -> torch.Tensor:
         """Exact output of ``module`` for ``x [M, in]``, output features ``rows``, computed in

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bitbench.layers.base import CONDITIONS, LayerCost, LayerKind
+from bitbench.layers.base import CONDITIONS, LayerCost, LayerKind, LayerSpec
 from bitbench.layers.cost import FORMAT_BITS, codes_bytes, scales_bytes
 from bitbench.layers.linear import ROUNDING, float_tolerance
 from bitbench.layers.specs import BinarySpec, KTernarySpec, TernarySpec
@@ -117,6 +117,9 @@ class Quantized(LayerKind):
         module: nn.Module = self.layer()(in_features, out_features, bias=bias, **self.options(spec))
         return module
 
+    def in_training(self, spec: Any) -> Any:
+        return spec.model_copy(update={"form": "training"})
+
     def reference(self, spec: Any, module: Any, x: torch.Tensor, rows: slice) -> torch.Tensor:
         import torch
 
@@ -170,7 +173,7 @@ class Binary(Quantized):
     """``impl.BinaryLinear``."""
 
     name = "binary"
-    spec = BinarySpec
+    spec: ClassVar[type[LayerSpec]] = BinarySpec
     operator = "binary_linear"
 
     def layer(self) -> Any:

@@ -14,6 +14,7 @@ REGISTRY: Registry[LayerKind] = Registry(
         "torch_int8": "bitbench.layers.torch_int8:TorchInt8",
         "binary": "bitbench.layers.quantized:Binary",
         "ternary": "bitbench.layers.quantized:Ternary",
+        "latent_free": "bitbench.layers.latent_free:LatentFree",
         "k_ternary": "bitbench.layers.quantized:KTernary",
     },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -79,6 +79,25 @@ class BinarySpec(QuantizedSpec):
     scale: Literal["row", "tensor"] = "row"
     ste: STE = "clip"
     """Straight-through gradient in training."""
+
+
+class LatentFreeSpec(LayerSpec):
+    """Weights -1 and +1 that are trained without a float copy: signs in bits or bytes, and constant
+    scales. DiodeMix flips them; other parameters of the network follow AdamW's rule."""
+
+    kind: Literal["latent_free"]
+    form: Literal["packed", "training"] = "packed"
+    """packed: codes and a kernel, as those of binary. training: decoded in every call."""
+    activation_bits: Literal[1, 8, 16] | None = 8
+    """1: signs. 8, 16: integers per token. null: float activations."""
+    scale: Literal["row", "tensor"] = "row"
+    storage: Literal["bit", "byte"] = "bit"
+    """What training keeps of a weight: the same numbers either way, bytes are quicker to decode."""
+
+    # What a binary layer has besides and this one has not.
+    group_size: ClassVar[None] = None
+    scale_dtype: ClassVar[str] = "float32"
+    ste: ClassVar[str] = "clip"
 
 
 class TernarySpec(QuantizedSpec):

@@ -51,8 +51,9 @@ def ledger(module: nn.Module) -> dict[str, int]:
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """All tensors a module keeps alive: parameters, buffers, plain tensor attributes, and the
-    weight and bias inside torch's packed quantised parameters.
+    """All tensors a module keeps alive: parameters, buffers, plain tensor attributes, the weight and
+    bias inside torch's packed quantised parameters, and those behind a wrapper (a parameter that is
+    float outside and integers inside) by the wrapper's names for them.
 
     Quantised tensors are decomposed into integers, scales and zero points. The blocked copy that
     torch's own int8 engine makes of a packed weight cannot be seen from Python, so such a layer is
@@ -80,10 +81,13 @@ def named_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def _plain(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     import torch
 
-    if not tensor.is_quantized:
-        return [(name, tensor.detach())]
     stem = name.rpartition(".")[0]
     dot = f"{stem}." if stem else ""
+    flatten = getattr(tensor, "__tensor_flatten__", None)  # torch's protocol for wrappers
+    if flatten is not None:
+        return [found for part in flatten()[0] for found in _plain(dot + part, getattr(tensor, part))]
+    if not tensor.is_quantized:
+        return [(name, tensor.detach())]
     parts = [(name, tensor.int_repr())]
     if tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
         parts.append((f"{dot}scales", tensor.q_per_channel_scales()))
@@ -111,9 +115,9 @@ def file_bytes(module: nn.Module) -> int:
     for name, value in module.state_dict().items():
         if isinstance(value, torch.Tensor) and not value.is_quantized:
             tensors[name] = value.detach().contiguous().clone()
+    # The decomposed tensors of a module are more than the entries of its state where it holds tuples,
+    # quantised tensors or wrappers, which safetensors cannot: they are what such a file would carry.
     if len(tensors) < len(list(named_tensors(module))):
-        # A state_dict of torch's quantised modules holds tuples and quantised tensors, which
-        # safetensors cannot; their decomposed tensors are what such a file would carry.
         tensors = {name: value.contiguous().clone() for name, value in named_tensors(module)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.safetensors"
@@ -172,3 +176,20 @@ def peak_of(call: Callable[[], Any]) -> int | None:
     if before is None or after is None:
         return None
     return max(0, after - before)
+
+
+def peak_on(device: str, call: Callable[[], Any]) -> int | None:
+    """Rise of the high-water mark over one ``call``, in bytes: of the process (:func:`peak_of`), or on
+    ``cuda`` of torch's allocator."""
+    if device != "cuda":
+        return peak_of(call)
+    import torch
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    torch.cuda.synchronize()
+    rise = torch.cuda.max_memory_allocated() - before
+    del result
+    return rise

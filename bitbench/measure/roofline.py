@@ -164,9 +164,7 @@ def level(work: Work, peaks: Peaks, seconds: float) -> Level:
     peak = peaks.compute(work.compute)
     if found is OK and peak and work.operations / seconds > peak:
         times = work.operations / seconds / peak
-        found = Level(
-            "suspicious", f"{times:.2f} times the measured rate of {work.compute} arithmetic"
-        )
+        found = Level("suspicious", f"{times:.2f} times the measured rate of {work.compute} arithmetic")
     return found
 
 

@@ -29,6 +29,7 @@ _FIGURES = (
     ("decode", "decode.tokens_per_second", "tokens/s"),
     ("perplexity", "quality.perplexity", "perplexity"),
     ("pretrain", "training.bits_per_byte", "bits/byte"),
+    ("classify", "training.accuracy", "accuracy"),
 )
 """Workload, its headline metric, and the column's head."""
 _STYLES = {Word.FASTER: "green", Word.SLOWER: "red"}

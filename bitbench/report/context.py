@@ -13,7 +13,7 @@ from bitbench.analysis.summary import Summary, summarise
 from bitbench.analysis.verdicts import JUDGE_CONFIDENCE
 from bitbench.errors import ToolError
 from bitbench.report import compared
-from bitbench.report.accuracy import accuracy, training
+from bitbench.report.accuracy import accuracy
 from bitbench.report.answer import QUESTION, answer, caveats
 from bitbench.report.machine import telemetry
 from bitbench.report.memory import memory
@@ -22,6 +22,7 @@ from bitbench.report.overview import overview
 from bitbench.report.provenance import environment, every_case, failures, how_to_read, machine
 from bitbench.report.speed import decode, speed
 from bitbench.report.tables import Cell, Column, Figure, Section, Table
+from bitbench.report.training import training
 from bitbench.store.metrics import METRICS
 from bitbench.store.reader import RunData
 

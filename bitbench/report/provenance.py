@@ -16,7 +16,14 @@ from bitbench.store.metrics import METRICS
 from bitbench.store.schema import RunEnd
 from bitbench.suite.expand import counted
 
-_HEADLINES = ("time.latency", "quality.perplexity", "training.bits_per_byte", "memory.weight_ratio")
+_HEADLINES = (
+    "time.latency",
+    "quality.perplexity",
+    "training.bits_per_byte",
+    "training.accuracy",
+    "memory.weight_ratio",
+    "memory.training_peak_bytes",
+)
 
 
 def failures(summary: Summary) -> Section:

@@ -18,6 +18,9 @@ class Metric:
     meaning: str
 
 
+MEASURED_BYTES = frozenset({"memory.peak_bytes", "memory.training_peak_bytes"})
+"""Figures of memory that are measured. All others are counted: exact, and the same everywhere."""
+
 METRICS: dict[str, Metric] = {
     "time.latency": Metric("s", "lower", "time of one call, median of blocks, mean over launches"),
     "time.speedup": Metric("x", "higher", "latency of the baseline layer / latency of this layer"),
@@ -45,6 +48,10 @@ METRICS: dict[str, Metric] = {
     "memory.layer_bytes": Metric("B", "lower", "live storage of the whole layer, slack included"),
     "memory.file_bytes": Metric("B", "lower", "the layer saved as a safetensors file"),
     "memory.peak_bytes": Metric("B", "lower", "rise of the process's high-water mark over a call"),
+    "memory.training_bytes": Metric("B", "lower", "a layer being trained, and its optimizer's state"),
+    "memory.training_peak_bytes": Metric(
+        "B", "lower", "these and the rise of the high-water mark over a step"
+    ),
     "memory.bits_per_weight": Metric("bit", "lower", "8 x (codes + scales) / number of weights"),
     "memory.format_bits": Metric("bit", "lower", "bits per weight of the format before scales"),
     "memory.weight_ratio": Metric("x", "higher", "fp32 weight bytes / (codes + scales) bytes"),
@@ -58,6 +65,7 @@ METRICS: dict[str, Metric] = {
     "quality.tokens": Metric("tokens", "neither", "held-out tokens scored"),
     "quality.nll": Metric("nat", "lower", "mean negative log likelihood a token, per document"),
     "training.bits_per_byte": Metric("bit", "lower", "held-out bits per byte after training"),
+    "training.accuracy": Metric("", "higher", "share of held-out images classified right after training"),
     "training.loss": Metric("nat", "lower", "training loss at the last step"),
     "training.seconds": Metric("s", "lower", "wall time of the training run"),
 }

@@ -12,7 +12,7 @@ from pydantic import Field
 from bitbench.layers import registry
 from bitbench.layers.base import LayerKind, LayerSpec
 from bitbench.measure.host import last_level_cache, memory_available
-from bitbench.measure.memory import file_bytes, ledger, peak_of
+from bitbench.measure.memory import file_bytes, ledger, peak_on
 from bitbench.measure.roofline import READ_CACHES, Work
 from bitbench.store.schema import Check
 from bitbench.suite.shapes import Shapes
@@ -188,14 +188,7 @@ class LinearSession(Session):
 
         with torch.inference_mode():
             module(x)
-            if self.context.device != "cuda":
-                return peak_of(lambda: module(x))
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            module(x)
-            torch.cuda.synchronize()
-            return torch.cuda.max_memory_allocated() - before
+            return peak_on(self.context.device, lambda: module(x))
 
 
 @dataclass(frozen=True)

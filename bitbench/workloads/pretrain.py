@@ -24,14 +24,14 @@ from bitbench.workloads.base import (
     Outcome,
     PointPlan,
     Session,
-    Unsupported,
     WorkloadKind,
     WorkloadSpec,
 )
 from bitbench.workloads.language_model import supported
+from bitbench.workloads.training import optimiser_for, schedule, trainable_factory
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from impl.models.gpt import GPT
 
@@ -44,8 +44,6 @@ PRESETS = {
 HELD_OUT_WINDOWS = 256
 """Held-out slices of one context each, evenly spaced over the held-out bytes."""
 
-WARMUP_SHARE = 0.05
-FINAL_LR_SHARE = 0.1
 WEIGHT_DECAY = 0.1
 MAX_GRADIENT_NORM = 1.0
 
@@ -69,7 +67,7 @@ class PretrainSpec(WorkloadSpec):
     seeds: int = Field(default=3, ge=1)
     first_seed: int = Field(default=0, ge=0)
     lr: float = Field(default=2e-3, gt=0, lt=1)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW's rule."""
 
     @field_validator("model")
     @classmethod
@@ -158,45 +156,32 @@ class PretrainSession(Session):
     def _network(self, kind: LayerKind, spec: LayerSpec, seed: int) -> GPT:
         from impl.models.gpt import GPT, GPTConfig
 
-        def linear(in_features: int, out_features: int) -> nn.Module:
-            made = kind.trainable(spec, in_features, out_features, bias=False)
-            if not any(parameter.requires_grad for parameter in made.parameters()):
-                raise Unsupported(f"a {spec.kind} layer has nothing to train")
-            if kind.input_dtype(spec) == "float32":
-                return made
-            from bitbench.layers.cast import CastLinear
-
-            return CastLinear(made)  # type: ignore[arg-type]
-
         config = GPTConfig(context=self.spec.context, **PRESETS[self.spec.model])
-        return GPT(config, linear, seed=seed).to(self.context.device)
+        return GPT(config, trainable_factory(kind, spec), seed=seed).to(self.context.device)
 
     def _fit(self, model: GPT, seed: int) -> float:
         """Train; returns the loss (nat) of the last step."""
         import torch
 
         spec = self.spec
-        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-        others = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
-        optimiser = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-            lr=spec.lr,
-            betas=(0.9, 0.95),
+        optimiser = optimiser_for(
+            model, lr=spec.lr, steps=spec.steps, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.95)
         )
+        trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        rates = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, spec.steps))
         generator = torch.Generator().manual_seed(seed)
         offsets = torch.arange(spec.context + 1)
         model.train()
         value = math.nan
-        for step in range(spec.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = spec.lr * schedule(step, spec.steps)
+        for _ in range(spec.steps):
             starts = torch.randint(len(self.train) - spec.context, (spec.batch, 1), generator=generator)
             batch = self.train[starts + offsets].long().to(self.context.device)
             optimiser.zero_grad(set_to_none=True)
             loss = model.loss(batch)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_([*matrices, *others], MAX_GRADIENT_NORM)
+            torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
             optimiser.step()
+            rates.step()
             value = float(loss.detach())
         return value
 
@@ -220,12 +205,3 @@ def held_out_windows(data: Tensor, context: int) -> Tensor:
     count = min(HELD_OUT_WINDOWS, room)
     starts = torch.arange(count) * (room // count) * context
     return data[starts[:, None] + torch.arange(context + 1)]
-
-
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then half a cosine down to a tenth."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2

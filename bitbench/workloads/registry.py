@@ -14,6 +14,8 @@ REGISTRY: Registry[WorkloadKind] = Registry(
         "decode": "bitbench.workloads.decode:DecodeWorkload",
         "perplexity": "bitbench.workloads.perplexity:PerplexityWorkload",
         "pretrain": "bitbench.workloads.pretrain:PretrainWorkload",
+        "classify": "bitbench.workloads.classify:ClassifyWorkload",
+        "train_step": "bitbench.workloads.train_step:TrainStepWorkload",
         "self_proof": "bitbench.workloads.self_proof:SelfProofWorkload",
     },
 )

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from impl.layers.quantized import QuantizedLayer
+from impl.parameters import BinaryParameter
 from impl.quantizers import Quantized, quantize_binary, quantize_k_ternary, quantize_ternary
 
 
 class BinaryWeight(QuantizedLayer):
-    """A weight of -1 and +1 times a scale."""
+    """A weight of -1 and +1 times a scale.
+
+    ``layer.weight = impl.parameters.BinaryLinearParameter(layer.weight.detach())`` trains it without a
+    float copy (``BinaryConvParameter`` for convolutions): such a weight is quantised already and used
+    as it is, its gradient that of the product, whatever ``ste`` says.
+    """
 
     formats: ClassVar[tuple[str, ...]] = ("binary",)
     activations: ClassVar[tuple[int | None, ...]] = (None, 1, 8, 16)
@@ -24,6 +30,10 @@ class BinaryWeight(QuantizedLayer):
     def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
         assert self.scale is not None
         return quantize_binary(weight, scale=self.scale, group_size=self.group_size, check_finite=final)
+
+    def _fake_quantized_weight(self) -> Tensor:
+        weight = self._latent("the latent weight")
+        return weight if isinstance(weight, BinaryParameter) else super()._fake_quantized_weight()
 
     @property
     def W_binary(self) -> Tensor:

@@ -3,5 +3,6 @@
 from impl.models.bert import BertConfig, BertEncoder
 from impl.models.gpt import GPT, GPTConfig
 from impl.models.llama import KVCache, Llama, LlamaConfig
+from impl.models.mlp import MLP
 
-__all__ = ["GPT", "BertConfig", "BertEncoder", "GPTConfig", "KVCache", "Llama", "LlamaConfig"]
+__all__ = ["GPT", "MLP", "BertConfig", "BertEncoder", "GPTConfig", "KVCache", "Llama", "LlamaConfig"]

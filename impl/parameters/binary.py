@@ -11,7 +11,15 @@ from torch import Tensor
 from impl.checks import check_choice, check_weight
 from impl.packing import pack, unpack
 from impl.parameters.checks import SCOPES, check_data, check_dimensions, check_scales, outside_dtype
-from impl.parameters.rules import DIODE_MARGIN, Projector, Update, diode_flips, spread, state_shape
+from impl.parameters.rules import (
+    BLOCK,
+    DIODE_MARGIN,
+    Projector,
+    Update,
+    diode_flips,
+    spread,
+    state_shape,
+)
 from impl.parameters.tensor import LowBitParameter
 
 
@@ -84,9 +92,9 @@ class BinaryParameter(LowBitParameter):
         }
         return cls._wrap(shape, dtype, tensors, {"packed": packed}, requires_grad, is_param=True)
 
-    def signs(self, rows: Tensor | None = None) -> Tensor:
-        """The signs -1 and +1, int8 [rows, weights of a row]; of ``rows`` (integers [n]) if given."""
-        codes = self.codes if rows is None else self.codes.index_select(0, rows)
+    def signs(self, rows: Tensor | slice | None = None) -> Tensor:
+        """The signs -1 and +1, int8 [rows, weights of a row]; of ``rows`` (integers [n], or a slice) only."""
+        codes = self._codes_of(rows)
         return _unpack_rows(codes, self.shape[1:].numel()) if self.packed else codes.flatten(1)
 
     def flip_(self, mask: Tensor) -> Self:
@@ -120,16 +128,31 @@ class BinaryParameter(LowBitParameter):
         return short, long.reshape(self.shape).to(dtype)
 
     def _descend(self, update: Update) -> None:
+        if update.exp_avg_l.shape != self.shape:
+            raise ValueError(
+                f"exp_avg_l must have the shape {tuple(self.shape)} of the binary parameter, got "
+                f"{tuple(update.exp_avg_l.shape)}: start it with initial_state()"
+            )
         rows = self._rows_to_update(update.grad)
-        flips = diode_flips(self.signs(rows), update, rows)
-        self._flip(flips, rows)
+        if rows is not None or update.projector is not None:
+            self._flip(diode_flips(self.signs(rows), update, rows), rows)
+            return
+        step = max(1, BLOCK // max(1, self.shape[1:].numel()))
+        for begin in range(0, self.shape[0], step):
+            part = slice(begin, begin + step)
+            self._flip(diode_flips(self.signs(part), update.part(part)), part)
 
     def _rows_to_update(self, _gradient: Tensor) -> Tensor | None:
         """The rows that a step may change; None for all."""
         return None
 
-    def _flip(self, mask: Tensor, rows: Tensor | None) -> None:
-        codes = self.codes if rows is None else self.codes.index_select(0, rows)
+    def _codes_of(self, rows: Tensor | slice | None) -> Tensor:
+        if rows is None:
+            return self.codes
+        return self.codes[rows] if isinstance(rows, slice) else self.codes.index_select(0, rows)
+
+    def _flip(self, mask: Tensor, rows: Tensor | slice | None) -> None:
+        codes = self._codes_of(rows)
         if self.packed:
             flipped = codes ^ _pack_rows(torch.where(mask, 1, -1).to(torch.int8))
         else:

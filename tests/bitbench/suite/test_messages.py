@@ -58,14 +58,14 @@ demo.yaml:3: baseline: this suite has no layer 'liner'
         "  ternary: {kind: ternay}",
         """\
 demo.yaml:6: layers.ternary.kind: unknown layer kind 'ternay'
-    did you mean 'ternary'? known: linear, torch_int8, binary, ternary, k_ternary""",
+    did you mean 'ternary'? known: linear, torch_int8, binary, ternary, latent_free, k_ternary""",
     ),
     (
         "  ternary: {kind: ternary}",
         "  ternary: {format: base3}",
         """\
 demo.yaml:6: layers.ternary: a layer needs a kind
-    known: linear, torch_int8, binary, ternary, k_ternary""",
+    known: linear, torch_int8, binary, ternary, latent_free, k_ternary""",
     ),
     (
         "  ternary: {kind: ternary}",
@@ -214,7 +214,7 @@ demo.yaml:9: workloads[0].require_backend: a layer of kind linear, ternary is ne
         "kind: liner\n    sh",
         """\
 demo.yaml:8: workloads[0].kind: unknown workload kind 'liner'
-    did you mean 'linear'? known: linear, decode, perplexity, pretrain, self_proof""",
+    did you mean 'linear'? known: linear, decode, perplexity, pretrain, classify, train_step, self_proof""",
     ),
     (
         "tokens: [1, 16]",
@@ -271,7 +271,7 @@ demo.yaml:11: workloads[0].layers[1]: this suite has no layer 'ternery'
         "metric: memory.wieght_ratio",
         """\
 demo.yaml:15: claims[0].metric: unknown metric 'memory.wieght_ratio'
-    did you mean 'memory.weight_ratio'? known: time.latency, time.speedup, time.speedup_best_float, roofline.share, decode.tokens_per_second, decode.blocks_share, decode.head_share, decode.rest_share, decode.ceiling, cpu.utilisation, gpu.utilisation, gpu.memory_utilisation, gpu.power_w, gpu.energy_j, gpu.sm_mhz, memory.codes_bytes, memory.scales_bytes, memory.bias_bytes, memory.buffers_bytes, memory.slack_bytes, memory.weight_bytes, memory.layer_bytes, memory.file_bytes, memory.peak_bytes, memory.bits_per_weight, memory.format_bits, memory.weight_ratio, memory.weight_ratio_bf16, memory.layer_ratio, memory.file_ratio, memory.model_bytes, memory.model_ratio, quality.perplexity, quality.perplexity_ratio, quality.tokens, quality.nll, training.bits_per_byte, training.loss, training.seconds""",
+    did you mean 'memory.weight_ratio'? known: time.latency, time.speedup, time.speedup_best_float, roofline.share, decode.tokens_per_second, decode.blocks_share, decode.head_share, decode.rest_share, decode.ceiling, cpu.utilisation, gpu.utilisation, gpu.memory_utilisation, gpu.power_w, gpu.energy_j, gpu.sm_mhz, memory.codes_bytes, memory.scales_bytes, memory.bias_bytes, memory.buffers_bytes, memory.slack_bytes, memory.weight_bytes, memory.layer_bytes, memory.file_bytes, memory.peak_bytes, memory.training_bytes, memory.training_peak_bytes, memory.bits_per_weight, memory.format_bits, memory.weight_ratio, memory.weight_ratio_bf16, memory.layer_ratio, memory.file_ratio, memory.model_bytes, memory.model_ratio, quality.perplexity, quality.perplexity_ratio, quality.tokens, quality.nll, training.bits_per_byte, training.accuracy and 2 more""",
     ),
     (
         "where: {layer: ternary}",

@@ -22,7 +22,6 @@ from bitbench.workloads.pretrain import (
     PretrainSpec,
     PretrainWorkload,
     held_out_windows,
-    schedule,
 )
 
 SPEC = PretrainSpec(
@@ -113,6 +112,7 @@ def test_layers_of_one_seed_start_equal_and_see_the_same_batches(
         {"kind": "binary", "activation_bits": 8},
         {"kind": "ternary", "activation_bits": 8},
         {"kind": "k_ternary", "k": 2, "activation_bits": 8},
+        {"kind": "latent_free", "activation_bits": 8},
     ],
     ids=lambda fields: str(fields["kind"]),
 )
@@ -137,15 +137,6 @@ def test_held_out_windows_share_no_scored_byte() -> None:
     assert windows[-1, -1] > 90_000  # spread over all of it
     few = held_out_windows(torch.arange(200), 64)
     assert few.shape == (3, 65)
-
-
-def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [schedule(step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2)
-    assert max(rates) == rates[4] == 1
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1, abs=0.01)
-    assert schedule(0, 1) == 1
 
 
 def test_bad_entries_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""What training with the layers costs: accuracy when it is done, time and memory of a step."""
+
+from __future__ import annotations
+
+from bitbench.analysis.summary import CaseSummary, Summary, summarise
+from bitbench.errors import UserError
+from bitbench.report.numbers import shape_text
+from bitbench.report.overview import describe_layer, verdict_text
+from bitbench.report.tables import (
+    Cell,
+    Column,
+    Section,
+    Table,
+    absent,
+    figure_cell,
+    name_cell,
+    verdict_tone,
+    without_empty,
+)
+from bitbench.store.reader import latest_run, load_run
+
+
+def training(summary: Summary) -> list[Section]:
+    """The training results of this run, and of the stored runs that its suite cites."""
+    sections = []
+    own = training_tables(summary, "training")
+    if own:
+        sections.append(Section("training", "Training from scratch", [], own))
+    cited = [str(name) for name in summary.run.info.suite.get("cites", [])]
+    for name in cited:
+        section_id = f"cited-{name}"
+        stored = _newest(summary, name)
+        tables = [] if stored is None else training_tables(stored, section_id)
+        if stored is None or not tables:
+            text = f"No stored run of the suite `{name}` was found beside this run, so none is cited."
+            sections.append(Section(section_id, f"Stored run: {name}", [text]))
+            continue
+        info = stored.run.info
+        text = (
+            f"From the stored run `{info.run}` of {info.created}, not from this one; its samples are in "
+            f"`{stored.run.path.name}/samples.jsonl`."
+        )
+        sections.append(Section(section_id, f"Stored run: {name}", [text], tables))
+    return sections
+
+
+def _newest(summary: Summary, suite: str) -> Summary | None:
+    """Summary of the newest run of ``suite`` in the folder that holds this run."""
+    try:
+        return summarise(load_run(latest_run(summary.run.path.parent, suite)))
+    except UserError:
+        return None  # no such run, or one that cannot be read: nothing to cite
+
+
+def training_tables(summary: Summary, table_id: str) -> list[Table]:
+    """A table for each sort of training that the run measured."""
+    found = [
+        _trained(
+            summary,
+            table_id,
+            "pretrain",
+            "training.bits_per_byte",
+            Column("Bits per byte", "held-out, after training; interval over seeds"),
+            "Bits per byte after quantisation-aware training",
+        ),
+        _trained(
+            summary,
+            f"{table_id}-images",
+            "classify",
+            "training.accuracy",
+            Column("Accuracy", "share of held-out images classified right; interval over seeds"),
+            "Accuracy after training a three-layer perceptron, all three layers of the kind",
+        ),
+        _steps(summary, f"{table_id}-steps"),
+    ]
+    return [table for table in found if table is not None]
+
+
+def _trained(
+    summary: Summary, table_id: str, workload: str, metric: str, score: Column, title: str
+) -> Table | None:
+    """The score by layer of a network trained from scratch; None where none was."""
+    cases = summary.select(workload)
+    if not cases:
+        return None
+    columns = [
+        Column("Layer", numeric=False),
+        Column("Training", numeric=False),
+        score,
+        Column("Against baseline", f"{score.title.lower()} / that of {summary.baseline}, paired by seed"),
+        Column("Training loss", "at the last step"),
+        Column("Seeds"),
+        Column("Time", "wall time of one training run"),
+    ]
+    rows = []
+    for case in cases:
+        found = case.value(metric)
+        settings = ", ".join(f"{key} {value}" for key, value in case.case.params.items())
+        first = [_name(summary, case.case.layer), Cell(settings)]
+        if found is None:
+            rows.append([*first, *(absent(case.status) for _ in range(5))])
+            continue
+        rows.append(
+            [
+                *first,
+                figure_cell(found, "", case=case.case.id),
+                _against(case, summary, metric),
+                figure_cell(case.value("training.loss"), "", case=case.case.id),
+                Cell(str(found.n), sort=float(found.n)),
+                figure_cell(case.value("training.seconds"), "s", case=case.case.id),
+            ]
+        )
+    return without_empty(Table(table_id, title, columns, rows, filterable=True))
+
+
+def _against(case: CaseSummary, summary: Summary, metric: str) -> Cell:
+    if case.case.layer == summary.baseline:
+        return Cell("1x", sort=1.0, case=case.case.id)
+    for other in summary.cases:
+        if other.case.point == case.case.point and other.case.layer == summary.baseline and other.series:
+            ratio = case.series[metric].ratio_to(other.series[metric])
+            return figure_cell(None if ratio is None else ratio.estimate(), "x", case=case.case.id)
+    return absent()
+
+
+def _steps(summary: Summary, table_id: str) -> Table | None:
+    """Time and memory of single training steps; None where none was measured."""
+    cases = summary.select("train_step")
+    if not cases:
+        return None
+    columns = [
+        Column("Layer", numeric=False),
+        Column("Shape", "out_features x in_features", numeric=False),
+        Column("Tokens", "rows of the input"),
+        Column("Time", "forward, backward and update of one layer in training form"),
+        Column("Speed-up", f"against {summary.baseline}"),
+        Column("Verdict", numeric=False),
+        Column("Kept", "weights and the optimizer's state, live from step to step"),
+        Column("Rise in a step", "gradients, activations and temporaries: rise of the high-water mark"),
+        Column("Peak", "kept, and the rise in a step"),
+    ]
+    places: dict[tuple[str, str, int], dict[str, CaseSummary]] = {}
+    for case in cases:
+        params = case.case.params
+        place = (case.case.layer, shape_text(params["shape"]), int(params["tokens"]))
+        places.setdefault(place, {})[case.case.phase] = case
+    rows = [_step_row(summary, place, found) for place, found in places.items()]
+    note = (
+        f"AdamW, or DiodeMix for weights without a float copy. Against `{summary.baseline}` trained the same "
+        "way. Bytes kept are counted; the rise is measured."
+    )
+    return without_empty(
+        Table(table_id, "A step of training one layer", columns, rows, note, filterable=True)
+    )
+
+
+def _step_row(summary: Summary, place: tuple[str, str, int], found: dict[str, CaseSummary]) -> list[Cell]:
+    layer, shape, tokens = place
+    timed, weighed = found.get("timed"), found.get("once")
+
+    def cell(case: CaseSummary | None, metric: str, unit: str) -> Cell:
+        if case is None:
+            return absent()
+        return figure_cell(
+            case.value(metric), unit, case=case.case.id, why="" if case.ok else str(case.status)
+        )
+
+    is_baseline = layer == summary.baseline
+    verdict = None if timed is None else timed.verdict
+    return [
+        _name(summary, layer),
+        Cell(shape),
+        Cell(str(tokens), sort=float(tokens)),
+        cell(timed, "time.latency", "s"),
+        Cell("1x", sort=1.0) if is_baseline else cell(timed, "time.speedup", "x"),
+        absent() if verdict is None else Cell(verdict_text(verdict), tone=verdict_tone(verdict), badge=True),
+        cell(weighed, "memory.training_bytes", "B"),
+        cell(weighed, "memory.peak_bytes", "B"),
+        cell(weighed, "memory.training_peak_bytes", "B"),
+    ]
+
+
+def _name(summary: Summary, layer: str) -> Cell:
+    return name_cell(layer, describe_layer(summary.layers.get(layer, {})))

@@ -1,0 +1,131 @@
+"""The tables of training: classifiers by seed, single steps by time and bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from bitbench.analysis.claims import ClaimStatus, evaluate_claim
+from bitbench.analysis.summary import Summary, summarise
+from bitbench.report.training import training_tables
+from bitbench.store.reader import RunData, load_run
+from bitbench.store.schema import Case, Record, Status
+from bitbench.suite.schema import Claim
+
+MIB = 2**20
+
+
+def case(layer: str, workload: str, **fields: Any) -> Case:
+    point = f"{workload}-{fields['phase']}"
+    return Case(
+        id=f"{point}-{layer}", point=point, workload=workload, entry=0, layer=layer, numerics=layer, **fields
+    )
+
+
+@pytest.fixture
+def run(run_maker: ModuleType, tmp_path: Path) -> RunData:
+    """Two layers classified over three seeds and stepped in three launches; one memory case failed."""
+    stored = load_run(run_maker.write_training_run(tmp_path))
+    cases, records = [], []
+    for layer, factor in (("linear", 1.0), ("ternary", 2.0)):
+        trained = case(
+            layer, "classify", phase="once", replicate="seeds", launches=3, params={"images": "mnist"}
+        )
+        params = {"shape": [1024, 512], "tokens": 16}
+        timed = case(layer, "train_step", phase="timed", replicate="launches", launches=3, params=params)
+        weighed = case(
+            layer,
+            "train_step",
+            phase="once",
+            replicate="exact",
+            launches=1,
+            params={**params, "measure": "memory"},
+        )
+        cases += [trained, timed, weighed]
+        for i in range(3):
+            accuracy = 0.98 - 0.004 * factor + 0.0005 * i
+            metrics = {"training.accuracy": accuracy, "training.loss": 0.1, "training.seconds": 5.0}
+            records.append(Record(case=trained.id, launch=i, status=Status.OK, metrics=metrics))
+            ns = round(1e6 * factor * (1 + 0.01 * i))
+            records.append(Record(case=timed.id, launch=i, status=Status.OK, calls=1, samples_ns=[ns]))
+        if layer == "ternary":
+            records.append(Record(case=weighed.id, launch=0, status=Status.OOM, reason="no room"))
+        else:
+            metrics = {"memory.training_bytes": 6.0 * MIB, "memory.peak_bytes": 2.0 * MIB}
+            metrics["memory.training_peak_bytes"] = 8.0 * MIB
+            records.append(Record(case=weighed.id, launch=0, status=Status.OK, metrics=metrics))
+    return RunData(stored.path, stored.info, cases, records, [])
+
+
+@pytest.fixture
+def summary(run: RunData) -> Summary:
+    return summarise(run)
+
+
+def test_classifiers_are_listed_with_their_ratio_by_seed(summary: Summary) -> None:
+    table = next(t for t in training_tables(summary, "training") if t.id == "training-images")
+    titles = [column.title for column in table.columns]
+    linear, ternary = (dict(zip(titles, row, strict=True)) for row in table.rows)
+    assert (linear["Layer"].text, ternary["Layer"].text) == ("linear", "ternary")
+    assert linear["Accuracy"].text == "0.977"
+    assert linear["Accuracy"].notes  # with its interval
+    assert linear["Against baseline"].text == "1x"
+    assert ternary["Against baseline"].text == "0.9959x"
+    assert ternary["Training"].text == "images mnist"
+    assert ternary["Seeds"].text == "3"
+    assert ternary["Time"].text == "5.00 s"
+
+
+def test_steps_have_time_and_bytes_in_one_row_a_layer(summary: Summary) -> None:
+    table = next(t for t in training_tables(summary, "training") if t.id == "training-steps")
+    titles = [column.title for column in table.columns]
+    linear, ternary = (dict(zip(titles, row, strict=True)) for row in table.rows)
+    assert linear["Shape"].text == "1024x512"
+    assert linear["Tokens"].text == "16"
+    assert linear["Time"].text.startswith("1.01")
+    assert (linear["Kept"].text, linear["Rise in a step"].text) == ("6 MiB", "2.00 MiB")
+    assert linear["Peak"].text == "8.00 MiB"
+    assert linear["Speed-up"].text == "1x"
+    assert ternary["Speed-up"].text == "0.500x"
+    assert "slower" in ternary["Verdict"].text
+    assert "oom" in " ".join(ternary["Kept"].notes)
+
+
+def test_a_run_without_training_has_no_tables(stored_run: Path) -> None:
+    assert training_tables(summarise(load_run(stored_run)), "training") == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "bound", "status"),
+    [
+        ("training.accuracy", {"at_least": 0.96}, ClaimStatus.PASS),
+        ("training.accuracy", {"at_least": 0.99}, ClaimStatus.FAIL),
+        ("training.loss", {"at_most": 0.2}, ClaimStatus.PASS),
+        ("memory.training_bytes", {"at_most": 1.0}, ClaimStatus.NOT_EVALUATED),
+    ],
+)
+def test_claims_reach_them(
+    summary: Summary, metric: str, bound: dict[str, float], status: ClaimStatus
+) -> None:
+    claim = Claim.model_validate(
+        {"id": "c", "says": "x", "metric": metric, "where": {"layer": "ternary"}, **bound}
+    )
+    assert evaluate_claim(claim, summary).status is status
+
+
+def test_a_run_that_ended_early_names_the_cases_a_claim_waits_for(run: RunData) -> None:
+    empty = summarise(RunData(run.path, run.info, run.cases, [], []))
+
+    def waiting(metric: str) -> list[str]:
+        claim = Claim.model_validate(
+            {"id": "c", "says": "x", "metric": metric, "where": {"layer": "ternary"}, "at_least": 0}
+        )
+        return [item.case for item in evaluate_claim(claim, empty).evidence]
+
+    assert waiting("training.accuracy") == ["classify-once-ternary"]
+    assert waiting("training.loss") == ["classify-once-ternary"]
+    assert waiting("training.bits_per_byte") == []
+    assert waiting("memory.training_bytes") == ["train_step-once-ternary"]
