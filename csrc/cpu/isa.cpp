@@ -8,6 +8,11 @@
 
 #include "error.h"
 
+#if BITIMPL_HAS_NEON && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace bitimpl {
 namespace {
 
@@ -15,6 +20,29 @@ namespace {
 // compiled with (CMakeLists.txt) and the operating system saves its registers, which
 // __builtin_cpu_supports includes.
 constexpr int kMaxIsas = 3;
+
+#if BITIMPL_HAS_NEON
+#if defined(__linux__)
+bool has_dot_products() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+bool has_matrix_products() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+#else
+// No such question elsewhere: what the compiler may use in every file is there.
+bool has_dot_products() {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return true;
+#else
+  return false;
+#endif
+}
+bool has_matrix_products() {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  return true;
+#else
+  return false;
+#endif
+}
+#endif
+#endif
 
 struct IsaList {
   const KernelTable* tables[kMaxIsas];
@@ -38,6 +66,14 @@ struct IsaList {
 #endif
 #if BITIMPL_HAS_AVX2
     if (avx2) add(kernels_avx2());
+#endif
+#if BITIMPL_HAS_NEON
+    if (has_dot_products()) {
+#if BITIMPL_HAS_NEON_I8MM
+      if (has_matrix_products()) add(kernels_neon_i8mm());
+#endif
+      add(kernels_neon());
+    }
 #endif
     add(kernels_portable());
   }

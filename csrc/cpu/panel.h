@@ -73,6 +73,42 @@ struct PanelLayout {
   }
 };
 
+// The last four of what an Isa provides, in plain loops that compilers turn into vector code.
+struct PlainSums {
+  static void add_scaled(const int32_t* sums, int32_t offset, const float* scale, float* t) {
+    for (int64_t r = 0; r < kPanelLanes; ++r) {
+      t[r] = t[r] + scale[r] * static_cast<float>(dot_of(sums[r], offset));
+    }
+  }
+
+  static void add_scaled(const int32_t* high, int32_t high_offset, const int32_t* low,
+                         int32_t low_offset, const float* scale, float* t) {
+    for (int64_t r = 0; r < kPanelLanes; ++r) {
+      // Exact in float64, rounded once.
+      const double both = 256.0 * dot_of(high[r], high_offset) + dot_of(low[r], low_offset);
+      t[r] = t[r] + scale[r] * static_cast<float>(both);
+    }
+  }
+
+  static int32_t dot_of(int32_t sum, int32_t offset) {
+    return static_cast<int32_t>(static_cast<uint32_t>(sum) - static_cast<uint32_t>(offset));
+  }
+
+  static void finish(const LinearTask& task, int64_t token, int64_t row, int64_t count,
+                     const int32_t* sums, int32_t offset, const float* scale) {
+    float t[kPanelLanes];
+    for (int64_t r = 0; r < kPanelLanes; ++r) {
+      // From zero, as impl.h has it: a negative scale times 0 is -0, the sum is not.
+      t[r] = 0.0f + scale[r] * static_cast<float>(dot_of(sums[r], offset));
+    }
+    store_rows(task, token, row, count, t);
+  }
+
+  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t count, const float* t) {
+    store_rows(task, token, row, count, t);
+  }
+};
+
 template <class Isa>
 struct Panel {
   const LinearTask& task;

@@ -17,7 +17,7 @@ inline void accumulate(__m256i& sum, __m256i u, __m256i s) {
   asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(pairs) : "x"(u), "x"(s));
 }
 
-struct Avx2Panel {
+struct Avx2Panel : PlainSums {
   static constexpr int kVectors = 1;
   static constexpr int kTokens = 4;
 
@@ -104,36 +104,6 @@ struct Avx2Panel {
       sums[2 * t] = sum[t][0];
       sums[2 * t + 1] = sum[t][1];
     }
-  }
-
-  static void add_scaled(const int32_t* sums, int32_t offset, const float* scale, float* t) {
-    for (int64_t r = 0; r < kPanelLanes; ++r) {
-      t[r] = t[r] + scale[r] * static_cast<float>(dot_of(sums[r], offset));
-    }
-  }
-
-  static void add_scaled(const int32_t* high, int32_t high_offset, const int32_t* low,
-                         int32_t low_offset, const float* scale, float* t) {
-    for (int64_t r = 0; r < kPanelLanes; ++r) {
-      // Exact in float64, rounded once.
-      const double both = 256.0 * dot_of(high[r], high_offset) + dot_of(low[r], low_offset);
-      t[r] = t[r] + scale[r] * static_cast<float>(both);
-    }
-  }
-
-  static int32_t dot_of(int32_t sum, int32_t offset) {
-    return static_cast<int32_t>(static_cast<uint32_t>(sum) - static_cast<uint32_t>(offset));
-  }
-
-  static void finish(const LinearTask& task, int64_t token, int64_t row, int64_t count,
-                     const int32_t* sums, int32_t offset, const float* scale) {
-    float t[kPanelLanes] = {};
-    add_scaled(sums, offset, scale, t);
-    store_rows(task, token, row, count, t);
-  }
-
-  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t count, const float* t) {
-    store_rows(task, token, row, count, t);
   }
 };
 

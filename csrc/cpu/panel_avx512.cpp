@@ -109,9 +109,10 @@ struct Avx512Panel {
 
   static void finish(const LinearTask& task, int64_t token, int64_t row, int64_t count,
                      const int32_t* sums, int32_t offset, const float* scale) {
-    const __m512 product = _mm512_mul_ps(_mm512_loadu_ps(scale), _mm512_cvtepi32_ps(dot_of(sums, offset)));
-    // t starts at 0: a product of -0 becomes +0.
-    store_vector(task, token, row, count, _mm512_add_ps(_mm512_setzero_ps(), product));
+    const __m512 dot = _mm512_cvtepi32_ps(dot_of(sums, offset));
+    const __m512 t = _mm512_mul_ps(_mm512_loadu_ps(scale), dot);
+    // From zero, as impl.h has it: a negative scale times 0 is -0, the sum is not.
+    store_vector(task, token, row, count, _mm512_add_ps(_mm512_setzero_ps(), t));
   }
 
   static void store(const LinearTask& task, int64_t token, int64_t row, int64_t count, const float* t) {

@@ -6,6 +6,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "epilogue.h"
@@ -42,6 +44,10 @@ void to_float(const void* x, int32_t dtype, int64_t n, float* out) {
     for (; i + 8 <= n; i += 8) {
       const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i));
       _mm256_storeu_ps(out + i, _mm256_cvtph_ps(eight));
+    }
+#elif defined(__aarch64__)
+    for (; i + 4 <= n; i += 4) {
+      vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(half + i))));
     }
 #endif
     for (; i < n; ++i) out[i] = float_from_f16(half[i]);
@@ -149,12 +155,47 @@ uint64_t sign_word(const float* x, int64_t n) {
     const __m256 at_least = _mm256_cmp_ps(_mm256_loadu_ps(x + j), _mm256_setzero_ps(), _CMP_GE_OQ);
     word |= static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_ps(at_least))) << j;
   }
+#elif defined(__aarch64__)
+  if (n == 64) {
+    // Masks of 16 values to bytes, each its own bit of eight; adding neighbours thrice joins them.
+    const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201ull));
+    uint8x16_t bytes[4];
+    for (int i = 0; i < 4; ++i) {
+      uint16x8_t halves[2];
+      for (int h = 0; h < 2; ++h) {
+        const uint32x4_t low = vcgezq_f32(vld1q_f32(x + 16 * i + 8 * h));
+        const uint32x4_t high = vcgezq_f32(vld1q_f32(x + 16 * i + 8 * h + 4));
+        halves[h] = vuzp1q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high));
+      }
+      const uint8x16_t masks = vuzp1q_u8(vreinterpretq_u8_u16(halves[0]), vreinterpretq_u8_u16(halves[1]));
+      bytes[i] = vandq_u8(masks, bit);
+    }
+    const uint8x16_t pairs = vpaddq_u8(vpaddq_u8(bytes[0], bytes[1]), vpaddq_u8(bytes[2], bytes[3]));
+    return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(pairs, pairs)), 0);
+  }
 #endif
   for (; j < n; ++j) word |= static_cast<uint64_t>(x[j] >= 0.0f) << j;
   return word;
 }
 
+#if defined(__aarch64__)
+// Eight float64 sums in four registers.
+struct Doubles {
+  float64x2_t part[4];
+
+  Doubles() {
+    for (auto& two : part) two = vdupq_n_f64(0.0);
+  }
+  double operator[](int i) const { return part[i / 2][i % 2]; }
+  Doubles operator+(const Doubles& other) const {
+    Doubles sum;
+    for (int i = 0; i < 4; ++i) sum.part[i] = vaddq_f64(part[i], other.part[i]);
+    return sum;
+  }
+};
+#else
 typedef double Doubles __attribute__((vector_size(64)));
+#endif
 
 // sum[i] += |x[i]|, i = 0 .. 7.
 inline void add_magnitudes(const float* x, Doubles& sum) {
@@ -162,6 +203,12 @@ inline void add_magnitudes(const float* x, Doubles& sum) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   const __m256i magnitudes = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
   sum += _mm512_cvtps_pd(_mm256_castsi256_ps(magnitudes));  // GCC 12 converts in halves by itself
+#elif defined(__aarch64__)
+  for (int i = 0; i < 2; ++i) {
+    const float32x4_t magnitudes = vabsq_f32(vld1q_f32(x + 4 * i));
+    sum.part[2 * i] = vaddq_f64(sum.part[2 * i], vcvt_f64_f32(vget_low_f32(magnitudes)));
+    sum.part[2 * i + 1] = vaddq_f64(sum.part[2 * i + 1], vcvt_high_f64_f32(magnitudes));
+  }
 #else
   typedef int32_t Bits __attribute__((vector_size(32)));
   typedef float Floats __attribute__((vector_size(32)));

@@ -176,7 +176,8 @@ int bitimpl_abi_version(void);
 const char* bitimpl_last_error(void); /* "" when the thread's last call succeeded */
 
 /* Instruction sets compiled in and usable on this machine, best first, comma separated:
- * of "avx512", "avx2", "neon", "portable". */
+ * of "avx512", "avx2", "neon_i8mm", "neon", "portable". neon is Armv8.2 Advanced SIMD with dot
+ * products (FEAT_DotProd), neon_i8mm the same with int8 matrix products (FEAT_I8MM). */
 const char* bitimpl_supported_isas(void);
 /* The one in use. Chosen at load: the environment variable BITIMPL_ISA, else the best. A name
  * that BITIMPL_ISA gives and the machine lacks makes every operator and quantisation call fail

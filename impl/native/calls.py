@@ -26,8 +26,8 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 #: Float activations with more rows, times components, than this are served by decoding tiles of the
 #: weight and torch's own matrix product, whose arithmetic then makes up for the decoding. Measured on
 #: shapes from 64x192 to 2048x2048: at the limit the kernels of AVX-512 take half the time of the
-#: detour, the others as long.
-FLOAT_ROWS = {"avx512": 128, "avx2": 12, "portable": 2}
+#: detour, the others as long. NEON has the limit of AVX2, whose vectors are of its kind: not measured.
+FLOAT_ROWS = {"avx512": 128, "avx2": 12, "neon_i8mm": 12, "neon": 12, "portable": 2}
 
 #: Scratch kept for reuse by the next call; larger workspaces go back to torch's allocator.
 _KEPT_WORKSPACE = 1 << 20

@@ -225,8 +225,10 @@ def library_path() -> Path | None:
 
 # ---- instruction sets -----------------------------------------------------------------------
 
-#: Grows with each change of instruction set: what was learned about a kernel is then out of date.
+#: Number of the instruction set in use, in the order in which they came to be: what was learned about
+#: a kernel under another number does not hold.
 isa_generation = 0
+_generations: dict[str, int] = {}
 
 
 def supported_isas() -> tuple[str, ...]:
@@ -253,9 +255,11 @@ def select_isa(name: str | None) -> None:
     """
     global isa_generation
     library = require()
+    # What BITIMPL_ISA asked for; empty where that is not usable.
+    _generations.setdefault(library.function("isa")().decode(), isa_generation)
     if library.function("select_isa")(None if name is None else name.encode()) != 0:
         raise library.failed(f"cannot select instruction set {name!r}")
-    isa_generation += 1
+    isa_generation = _generations.setdefault(isa(), len(_generations))
 
 
 def threads() -> int:

@@ -181,9 +181,21 @@ def _extreme_cases() -> list[Case]:
     return cases
 
 
+def _zero_cases() -> list[Case]:
+    """Sums that are often 0 under a scale that is often negative: 0 + (-0) is 0, in every kernel."""
+    return [
+        Case(fmt, 1, 70, cols, 0, activation, tokens)
+        for fmt, activation in itertools.product(FORMATS, (INT8, INT16, SIGN))
+        if fmt == BINARY or activation != SIGN
+        for cols in (1, 2)
+        for tokens in (1, 9, 100)
+    ]
+
+
 LAYOUTS = [Layout(fmt, *shape) for fmt in FORMATS for shape in SHAPES]
 CASES = _cases() + _batch_cases()
 EXTREME_CASES = _extreme_cases()
+ZERO_CASES = _zero_cases()
 
 
 def quantised(cases: list[Case]) -> list[Case]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 from ctypes import (
@@ -32,20 +33,24 @@ BINARY, TWO_BIT, BASE3 = 1, 2, 3
 F32, F16, BF16 = 0, 1, 2
 FLOAT, SIGN, INT8, INT16 = 0, 1, 8, 16
 
-#: What the processor must have for an instruction set, in the words of /proc/cpuinfo.
-ISA_FLAGS = {
-    "avx512": {
-        "avx512f",
-        "avx512bw",
-        "avx512dq",
-        "avx512vl",
-        "avx512_vnni",
-        "avx512vbmi",
-        "avx512_vpopcntdq",
+#: What the processor must have for an instruction set, in the words of /proc/cpuinfo, by family.
+FAMILY_FLAGS = {
+    "x86_64": {
+        "avx512": {
+            "avx512f",
+            "avx512bw",
+            "avx512dq",
+            "avx512vl",
+            "avx512_vnni",
+            "avx512vbmi",
+            "avx512_vpopcntdq",
+        },
+        "avx2": {"avx2", "fma", "f16c", "popcnt", "bmi1", "bmi2"},
     },
-    "avx2": {"avx2", "fma", "f16c", "popcnt", "bmi1", "bmi2"},
-    "portable": set(),
+    "aarch64": {"neon_i8mm": {"asimddp", "i8mm"}, "neon": {"asimddp"}},
 }
+#: Those of this machine's family.
+ISA_FLAGS: dict[str, set[str]] = {**FAMILY_FLAGS.get(platform.machine(), {}), "portable": set()}
 
 GUARD = 0xA5
 GUARD_BYTES = 192

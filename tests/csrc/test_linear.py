@@ -13,28 +13,15 @@ from kernel_cases import (
     CASES,
     EXTREME_CASES,
     FORMATS,
+    ZERO_CASES,
     Case,
     Problem,
     quantised,
     with_tokens,
 )
+from kernel_checks import check_float, expected_of, same_bits
 from kernel_library import BINARY, F32, FLOAT, SIGN, Library
-from kernel_reference import float_linear, from_dtype, linear, to_dtype
-
-#: Rounding of the output type, relative: half a unit in the last place.
-OUTPUT_ROUNDING = {0: 2.0**-24, 1: 2.0**-11, 2: 2.0**-8}
-
-
-def same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
-    clean = ~np.isnan(expected)
-    np.testing.assert_array_equal(actual[clean].view(np.uint32), expected[clean].view(np.uint32))
-
-
-def expected_of(problem: Problem) -> np.ndarray:
-    case = problem.case
-    y = linear(problem.x, problem.codes, problem.scales, case.group_size, case.activation, problem.bias)
-    return from_dtype(to_dtype(y, case.y_dtype), case.y_dtype)
+from kernel_reference import linear
 
 
 @pytest.mark.parametrize("case", quantised(CASES), ids=lambda case: case.id)
@@ -49,17 +36,16 @@ def test_longest_sums_do_not_overflow(library: Library, isa: str, case: Case) ->
     same_bits(problem.run(library), expected_of(problem))
 
 
+@pytest.mark.parametrize("case", ZERO_CASES, ids=lambda case: case.id)
+def test_no_sum_is_minus_zero(library: Library, isa: str, case: Case) -> None:
+    problem = Problem(case)
+    same_bits(problem.run(library), expected_of(problem))
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.activation == FLOAT], ids=lambda case: case.id)
 def test_float_activations(library: Library, isa: str, case: Case) -> None:
     problem = Problem(case)
-    y = problem.run(library)
-    expected, size = float_linear(problem.x, problem.codes, problem.scales, case.group_size, problem.bias)
-    # Sums in any order: a few roundings of the whole, growing as a random walk over the columns.
-    bound = (
-        size * 2.0**-24 * (8 + 2 * case.cols**0.5) + np.abs(expected) * OUTPUT_ROUNDING[case.y_dtype] * 1.01
-    )
-    bound += 2.0**-24  # below the normal range of float16
-    assert (np.abs(y - expected) <= bound).all(), np.abs(y - expected).max()
+    check_float(problem, problem.run(library))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.rows == 65], ids=lambda case: case.id)

@@ -1,0 +1,1 @@
+"""The peers' layers as ``nn.Module``. Imports torch: worker side only."""
