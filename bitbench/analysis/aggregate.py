@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitbench.analysis.statistics import Series
 from bitbench.analysis.summary import Summary
 from bitbench.analysis.verdicts import Verdict, correct, judge
+from bitbench.suite.expand import counted
 
-Point = tuple[int, str]
-"""Tokens and cache state."""
+
+class Point(NamedTuple):
+    """Where single layers are timed."""
+
+    tokens: int
+    cache: str
+    threads: int | None = None
+    """Where the suite's entry names a number of its own; None stands for the run's."""
+
+    @property
+    def title(self) -> str:
+        """``M=16 hot``, ``M=16 hot, 1 thread``."""
+        own = "" if self.threads is None else f", {counted(self.threads, 'thread')}"
+        return f"M={self.tokens} {self.cache}{own}"
 
 
 @dataclass(frozen=True)
 class Total:
-    """One call of every shape at one (tokens, cache), for one layer."""
+    """One call of every shape at one point, for one layer."""
 
     latency: Series
     speedup: Series | None
@@ -28,13 +42,22 @@ class Total:
 
 
 def linear_points(summary: Summary) -> list[Point]:
-    """The (tokens, cache) pairs at which single layers were timed: by tokens, hot first."""
+    """Where single layers were timed: with the run's threads first, then by tokens, hot first."""
     found = {
-        (int(case.case.params["tokens"]), str(case.case.params["cache"]))
-        for case in summary.cases
-        if case.case.workload == "linear" and case.case.phase == "timed"
+        Point(int(params["tokens"]), str(params["cache"]), params.get("threads"))
+        for params in (case.case.params for case in summary.select("linear") if case.case.phase == "timed")
     }
-    return sorted(found, key=lambda point: (point[0], point[1] != "hot", point[1]))
+    return sorted(
+        found,
+        key=lambda point: (-(point.threads or math.inf), point.tokens, point.cache != "hot", point.cache),
+    )
+
+
+def headline_points(summary: Summary) -> list[Point]:
+    """Those of :func:`linear_points` that the whole run stands for: with its own number of threads,
+    where single layers were timed with that at all."""
+    points = linear_points(summary)
+    return [point for point in points if point.threads is None] or points
 
 
 def linear_shapes(summary: Summary, *, phase: str = "timed") -> list[list[int]]:
@@ -49,16 +72,16 @@ def linear_shapes(summary: Summary, *, phase: str = "timed") -> list[list[int]]:
 
 
 def common_shapes(summary: Summary, point: Point) -> list[list[int]]:
-    """The shapes at which every layer timed at this point was to be timed; all shapes of the
-    point where there is none in common. What was planned counts, not what succeeded: a layer that
-    failed at a shape must not make it vanish for the others."""
-    tokens, cache = point
+    """The shapes at which every layer timed at this point was to be timed. Where there is none, those
+    of the layers that meet at the shape where most do. What was planned counts, not what succeeded: a
+    layer that failed at a shape must not make it vanish for the others."""
     planned: dict[str, list[list[int]]] = {}
-    for case in summary.select("linear", tokens=tokens, cache=cache):
+    for case in summary.select("linear", **point._asdict()):
         planned.setdefault(case.case.layer, []).append(case.case.params["shape"])
     at_all = [shape for shape in linear_shapes(summary) if any(shape in own for own in planned.values())]
-    shared = [shape for shape in at_all if all(shape in own for own in planned.values())]
-    return shared or at_all
+    meeting = [[own for own in planned.values() if shape in own] for shape in at_all]
+    most = max(meeting, key=len, default=[])
+    return [shape for shape in at_all if all(shape in own for own in most)]
 
 
 def totals(summary: Summary, point: Point) -> dict[str, Total]:
@@ -105,10 +128,9 @@ def _verdicts(speedups: Mapping[str, Series | None], baseline: str) -> dict[str,
 
 
 def _sum(summary: Summary, layer: str, point: Point, shapes: list[list[int]]) -> Series | None:
-    tokens, cache = point
     parts = []
     for shape in shapes:
-        case = summary.one("linear", layer, tokens=tokens, cache=cache, shape=shape)
+        case = summary.one("linear", layer, shape=shape, **point._asdict())
         if case is None or "time.latency" not in case.series:
             return None
         parts.append(case.series["time.latency"].values)

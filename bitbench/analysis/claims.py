@@ -176,7 +176,8 @@ def _kind_of_case(case: CaseSummary) -> tuple[str, str, Any]:
 def _could(claim: Claim, case: CaseSummary) -> bool:
     """Whether a case that failed would have carried the metric, where no sibling can tell."""
     if claim.metric.startswith(("decode.", "memory.model_")):
-        return case.case.workload == "decode"
+        of_prompt = claim.metric == "decode.prefill_tokens_per_second"
+        return case.case.workload == "decode" and ("prompt" in case.case.params) == of_prompt
     if claim.metric.startswith("memory."):
         return case.case.params.get("measure") == "memory"
     if claim.metric.startswith("quality."):

@@ -66,6 +66,8 @@ RULES: tuple[Rule, ...] = (
     Rule("environment.memory.available", "ignored"),
     Rule("environment.peaks", "soft", "measured limit {}", tolerance=0.1),
     Rule("environment.peaks.threads", "ignored"),
+    Rule("environment.peaks_at", "soft", "measured limit {}", tolerance=0.1),
+    Rule("environment.peaks_at.*.threads", "ignored"),
     Rule("environment.gpus", "soft", "GPU's {}", gpu=True),
     Rule("environment.gpus.*.name", "hard", "GPU", gpu=True),
     Rule("environment.gpus.*.driver", "hard", "GPU driver", gpu=True),

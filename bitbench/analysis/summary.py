@@ -199,8 +199,10 @@ def _series(case: Case, records: list[Record]) -> dict[str, Series]:
     timed = {r.launch: launch_latency(r.samples_ns, r.calls) for r in records if r.samples_ns}
     if timed:
         series["time.latency"] = Series(timed, "log")
-        if case.workload == "decode":  # one call decodes one token
-            series["decode.tokens_per_second"] = Series({i: 1 / s for i, s in timed.items()}, "log")
+        if case.workload == "decode":  # one call decodes one token, or reads one prompt
+            prompt = case.params.get("prompt")
+            rate = "decode.tokens_per_second" if prompt is None else "decode.prefill_tokens_per_second"
+            series[rate] = Series({i: (prompt or 1) / s for i, s in timed.items()}, "log")
     names = dict.fromkeys(name for record in records for name in record.metrics)
     for name in names:
         values = {r.launch: r.metrics[name] for r in records if name in r.metrics}

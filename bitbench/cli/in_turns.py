@@ -14,7 +14,7 @@ from bitbench.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitbench.execute.runner import Machine
+    from bitbench.execute.machine import Machine
     from bitbench.execute.sides import SideCode
     from bitbench.store.reader import RunData
     from bitbench.store.schema import Purpose
@@ -57,7 +57,7 @@ def make_ready(
     before anything runs."""
     import tempfile
 
-    from bitbench.execute.runner import default_threads, probe
+    from bitbench.execute.machine import default_threads, probe
     from bitbench.measure.host import usable_cpus
     from bitbench.store.writer import check_writable
     from bitbench.suite.expand import expand

@@ -13,6 +13,9 @@ def report(
     reporter: list[str] = typer.Option(
         None, "--reporter", metavar="NAME", help="A plug-in that writes files too; see bitbench plugins."
     ),
+    into: Path = typer.Option(
+        None, "--into", metavar="FILE", help="Write the run's performance tables into the blocks of FILE too."
+    ),
     benchmark_json: Path = typer.Option(
         None, "--benchmark-json", metavar="FILE", help="Write the timed cases as a pytest-benchmark file too."
     ),
@@ -22,6 +25,11 @@ def report(
 
     for file in write_files(run, reports, reporter or ()):
         typer.echo(file)
+    if into is not None:
+        from bitbench.report.performance import write_into
+
+        write_into(into, run)
+        typer.echo(into)
     if benchmark_json is not None:
         from bitbench.pytest_plugin.exchange import export_run
 

@@ -18,7 +18,7 @@ from bitbench.errors import Exit, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitbench.execute.runner import Machine
+    from bitbench.execute.machine import Machine
     from bitbench.execute.stopping import Allowance
     from bitbench.store.reader import RunData
     from bitbench.store.schema import RunInfo, Status
@@ -128,10 +128,11 @@ def _allowance(budget: str | None, width: str | None, quick: bool) -> Allowance 
 
 
 def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
-    from bitbench.execute.runner import LOGS, default_threads, probe
+    from bitbench.execute.machine import default_threads, probe
+    from bitbench.execute.runner import LOGS
     from bitbench.measure.host import usable_cpus
     from bitbench.store.writer import new_run_dir
-    from bitbench.suite.expand import expand
+    from bitbench.suite.expand import expand, thread_counts
     from bitbench.suite.load import load_suite
 
     if wish.suite is None:
@@ -154,7 +155,7 @@ def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
         run_dir = new_run_dir(wish.results, loaded.name)
         try:
             console.print("looking at the machine (torch, kernels, memory bandwidth) ...", highlight=False)
-            machine = probe(loaded.device, count, run_dir / LOGS)
+            machine = probe(loaded.device, count, run_dir / LOGS, also=thread_counts(loaded))
             plan = expand(
                 loaded,
                 quick=wish.quick,
@@ -174,11 +175,12 @@ def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
 def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
     from bitbench.execute.identity import changed_code, check_same_suite
     from bitbench.execute.jobs import narrowed
-    from bitbench.execute.runner import LOGS, probe
+    from bitbench.execute.machine import probe
+    from bitbench.execute.runner import LOGS
     from bitbench.store.reader import latest_run, load_run
     from bitbench.store.schema import Status
     from bitbench.store.writer import RUN_FILE
-    from bitbench.suite.expand import expand
+    from bitbench.suite.expand import expand, thread_counts
     from bitbench.suite.load import load_suite
 
     def say(line: str) -> None:
@@ -213,7 +215,8 @@ def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
     with _alone(console, device, wish):
         anew = wish.rerun is Rerun.ALL
         peaks = wish.rerun in (Rerun.STALE, Rerun.ALL)
-        machine = probe(device, wish.threads or info.threads, run_dir / LOGS, peaks=peaks)
+        count = wish.threads or info.threads
+        machine = probe(device, count, run_dir / LOGS, peaks=peaks, also=thread_counts(loaded))
         if wish.rerun is Rerun.STALE:
             changed = changed_code(stored, machine)
             anew = bool(changed)

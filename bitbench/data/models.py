@@ -1,7 +1,8 @@
 """Pretrained models by name, loaded into the networks of :mod:`impl.models`.
 
-A causal language model is a catalog name, ``tiny-random`` (two small blocks of seeded noise, to
-exercise the workloads without a download) or the path of a GGUF file of the llama architecture.
+A causal language model is a catalog name, ``tiny-random`` (small blocks of seeded noise, to exercise
+the workloads without a download), one of :data:`bitbench.data.architectures.ARCHITECTURES` (known by
+shape, its weights drawn) or the path of a GGUF file of the llama architecture.
 Importing this module imports no torch.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitbench.data.architectures import ARCHITECTURES
 from bitbench.data.catalog import entry, names
 from bitbench.data.fetch import ensure
 from bitbench.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
@@ -31,7 +33,7 @@ TINY_SHAPE: dict[str, Any] = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 160, "num_layers": 3,
     "num_heads": 4, "num_kv_heads": 2, "context": 512,
 }  # fmt: skip
-TINY_SEED = 20
+SEED = 20
 
 # GGUF tensor names of a llama block -> ours. The query and key rows of such files are already
 # permuted for interleaved rotary positions, which is what impl.models.llama computes.
@@ -68,6 +70,9 @@ class CausalLM:
     """Changes with the weights: a sha256, or the recipe of a built-in model."""
     model: Llama
     tokenizer: Tokenizer
+    drawn: bool = False
+    """The linear layers of the blocks have a shape only (they are on the meta device): in float32 they
+    might not fit beside what is made of them. Whoever builds a model from this one draws them."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +91,21 @@ class Encoder:
         return embed_texts(self.model, self.encode, texts)
 
 
-def check_causal_lm(name: str) -> str:
+def check_causal_lm(name: str, *, scored: bool = False) -> str:
     """``name`` if it names a causal language model. Torch-free, reads no weights.
 
+    ``scored``: its predictions are to be judged, so that it must have weights of its own.
+
     Raises:
-        ValueError: unknown name, or no such file.
+        ValueError: unknown name, no such file, or no weights to score.
     """
-    known = [*names("causal-lm"), TINY]
+    known = [*names("causal-lm"), TINY, *ARCHITECTURES]
     if name in known:
+        if scored and name in ARCHITECTURES:
+            raise ValueError(
+                f"{name!r} has random weights, whose predictions mean nothing: decode it, and score "
+                f"one of {join_names(names('causal-lm'))} or a .gguf file"
+            )
         return name
     if name.endswith(".gguf"):
         if not Path(name).is_file():
@@ -115,6 +127,8 @@ def parameter_counts(name: str) -> tuple[int, int]:
     its size at 4.5 bits a number. Torch-free."""
     if name == TINY:
         return 145_856, 129_024
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name].parameters, ARCHITECTURES[name].block_linear_parameters
     if name in names("causal-lm"):
         item = entry(name)
         return item.parameters or 0, item.block_linear_parameters or 0
@@ -130,6 +144,8 @@ def load_causal_lm(name: str) -> CausalLM:
     """
     if name == TINY:
         return _tiny_random()
+    if name in ARCHITECTURES:
+        return _shape_only(name)
     if name in names("causal-lm"):
         item = entry(name)
         return load_gguf(ensure(name) / item.files[0].keep_as, name, item.files[0].sha256)
@@ -207,11 +223,12 @@ def _gguf_name(name: str) -> str:
     return {"token_embd": "embedding", "output_norm": "norm", "output": "head"}[stem] + ".weight"
 
 
-def _assign(model: Llama, state: dict[str, Tensor]) -> None:
-    """Give a model built on the meta device its tensors without copying them."""
+def _assign(model: Llama, state: dict[str, Tensor], *, strict: bool = True) -> None:
+    """Give a model built on the meta device its tensors without copying them. Not ``strict``: what
+    ``state`` lacks stays on the meta device."""
     from impl.models.llama import rotary_table
 
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, assign=True, strict=strict)
     if model.config.tie_embeddings:
         model.head.weight = model.embedding.weight
     config = model.config
@@ -225,7 +242,7 @@ def _tiny_random() -> CausalLM:
     from impl.models.llama import Llama, LlamaConfig
 
     model = Llama(LlamaConfig(**TINY_SHAPE))
-    generator = torch.Generator().manual_seed(TINY_SEED)
+    generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:  # deviation 1/sqrt(in): activations keep their size
@@ -234,8 +251,31 @@ def _tiny_random() -> CausalLM:
                 )
                 parameter.copy_(start)
     model.requires_grad_(False).eval()
-    recipe = f"{TINY}:{sorted(TINY_SHAPE.items())}:{TINY_SEED}"
+    recipe = f"{TINY}:{sorted(TINY_SHAPE.items())}:{SEED}"
     return CausalLM(TINY, hashlib.sha256(recipe.encode()).hexdigest(), model, ByteTokenizer())
+
+
+def _shape_only(name: str) -> CausalLM:
+    """Embedding, head and norms with numbers, the linear layers of the blocks without."""
+    import torch
+
+    from impl.models.llama import Llama, LlamaConfig
+
+    config = LlamaConfig(**ARCHITECTURES[name].config)
+    with torch.device("meta"):
+        model = Llama(config)
+    generator = torch.Generator().manual_seed(SEED)
+    state = {}
+    for key, parameter in model.named_parameters():  # a tied head is not named twice
+        if parameter.dim() == 1:
+            state[key] = torch.ones(parameter.shape)
+        elif not key.startswith("blocks."):
+            # Uniform is four times quicker to draw than normal; its deviation is 1/sqrt(hidden).
+            bound = (3 / config.hidden_size) ** 0.5
+            state[key] = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+    _assign(model, state, strict=False)
+    recipe = f"{name}:{sorted(ARCHITECTURES[name].config.items())}:{SEED}"
+    return CausalLM(name, hashlib.sha256(recipe.encode()).hexdigest(), model, ByteTokenizer(), drawn=True)
 
 
 def load_encoder(name: str) -> Encoder:

@@ -17,7 +17,7 @@ from bitbench.suite.expand import Plan, counted
 from bitbench.suite.schema import Suite
 
 if TYPE_CHECKING:
-    from bitbench.execute.runner import Machine
+    from bitbench.execute.machine import Machine
 
 NOT_INSTALLED = "run from source"
 

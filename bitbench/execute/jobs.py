@@ -9,8 +9,8 @@ their own, one JSON object a line, so that nothing a library prints can be mista
 ``{"event": "record", "record": {...}}``   one outcome
 ``{"event": "facts", "facts": {...}}``     the answer to a probe
 ``{"event": "refused", "message": ..., "remedy": ...}``  a probe asked for what is not there
-``{"event": "peaks", "peaks": {...}}``     limits of the machine that a result made the worker
-    measure again, and that were higher: later workers start from them
+``{"event": "peaks", "peaks": {...}}``     limits of the machine, for the number of threads they
+    name, that a result made the worker measure again, and that were higher: later workers start from them
 ``{"event": "done"}``                      the job is finished
 """
 
@@ -20,7 +20,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -69,8 +69,12 @@ class Job(BaseModel):
     visits: list[Visit] = []
     peaks: dict[str, Any] = {}
     """Measured limits of the machine (:class:`bitbench.measure.roofline.Peaks`)."""
+    peaks_at: dict[int, dict[str, Any]] = {}
+    """The same for other numbers of threads that entries of the suite name."""
     measure_peaks: bool = True
     """Whether a probe measures them."""
+    measure_peaks_at: list[int] = []
+    """Numbers of threads for which a probe measures them besides."""
     side: Side = ""
     """``base`` or ``head`` where two versions of the library are compared; else empty."""
     side_root: str = ""
@@ -89,15 +93,27 @@ class Setting:
     threads: int
     cache_dir: str
     peaks: dict[str, Any]
+    peaks_at: dict[int, dict[str, Any]] = field(default_factory=dict)
     side: Side = ""
     side_root: str = ""
     side_packages: tuple[str, ...] = ()
+
+    def with_peaks(self, peaks: dict[str, Any]) -> Setting:
+        """The same with newer limits for the number of threads that they name."""
+        if peaks["threads"] == self.threads:
+            return replace(self, peaks=peaks)
+        return replace(self, peaks_at={**self.peaks_at, peaks["threads"]: peaks})
 
 
 def layer_spec(job: Job, layer: str) -> LayerSpec:
     """The job's layer of that name as its kind describes it."""
     spec = job.layers[layer]
     return layer_registry.get(str(spec["kind"])).spec.model_validate_json(json.dumps(spec))
+
+
+def threads_at(job: Job, visit: Visit) -> int:
+    """Threads that the point is measured with: its entry's number, else the run's."""
+    return int(visit.spec.get("threads") or job.threads)
 
 
 def derive_seed(*parts: Any) -> int:
@@ -118,6 +134,7 @@ def job_for(plan: Plan, setting: Setting, mode: Literal["timed", "once", "steere
         baseline=plan.suite.baseline,
         layers={key: spec.model_dump(mode="json") for key, spec in plan.suite.layers.items()},
         peaks=setting.peaks,
+        peaks_at=setting.peaks_at,
         side=setting.side,
         side_root=setting.side_root,
         side_packages=list(setting.side_packages),

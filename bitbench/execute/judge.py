@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bitbench.execute.dispatch import dispatch_of, unmet
-from bitbench.execute.jobs import Job, Visit, layer_spec
+from bitbench.execute.jobs import Job, Visit, layer_spec, threads_at
 from bitbench.layers import registry
 from bitbench.measure.clock import Series
 from bitbench.measure.roofline import Ruler
@@ -31,7 +31,7 @@ def judge(subject: Subject, series: Series, job: Job, ruler: Ruler, *, visit: Vi
     nothing can take.
     """
     seconds = median(series.samples_ns) / series.calls / 1e9
-    metrics = {"cpu.utilisation": series.utilisation(job.threads), **subject.metrics()}
+    metrics = {"cpu.utilisation": series.utilisation(threads_at(job, visit)), **subject.metrics()}
     notes: list[str] = []
     work = subject.work()
     too_fast = None

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 
 from bitbench.execute.dispatch import dispatch_of, unmet
+from bitbench.execute.isa import own_isa, use_isa
 from bitbench.execute.jobs import Job, Visit, derive_seed
 from bitbench.execute.outcome import of_exception
 from bitbench.execute.point import context_for, layer_specs, opened
@@ -52,7 +53,7 @@ def measure_point(job: Job, visit: Visit, emit: Callable[[Record], None], announ
     if not able:
         return
     context = context_for(job, visit, derive_seed(job.seed, "once", visit.point))
-    with opened(workload_registry.get(visit.workload), visit, context) as session:
+    with opened(workload_registry.get(visit.workload), visit, context) as session, own_isa():
         for layer in able:
             for replicate in visit.launches:
                 announce(layer, replicate, "measure")
@@ -68,6 +69,7 @@ def _measured(session: Session, visit: Visit, layer: str, spec: LayerSpec, repli
     status, reason, outcome = Status.OK, "", Outcome({})
     reset_peak()
     try:
+        use_isa(spec)
         outcome = session.measure(layer, spec, replicate)
         unknown = (set(outcome.metrics) | set(outcome.replicates)) - set(METRICS)
         if unknown:

@@ -21,13 +21,14 @@ from bitbench.execute.copies import private_copy
 from bitbench.execute.jobs import Setting, Visit
 from bitbench.execute.losses import Losses
 from bitbench.execute.lots import Lots
+from bitbench.execute.machine import Machine
 from bitbench.execute.observed import Observer
 from bitbench.execute.partner import Lost, Partner
 from bitbench.execute.patience import Limits, Patience
 from bitbench.execute.placement import cores, seat, seats
 from bitbench.execute.progress import Sink
 from bitbench.execute.rounds import common
-from bitbench.execute.runner import CACHE, LOGS, Machine, Runner
+from bitbench.execute.runner import CACHE, LOGS, Runner
 from bitbench.execute.sides import SideCode, describe_sides
 from bitbench.execute.stages import IDLE, Stages
 from bitbench.execute.steered import Command
@@ -90,7 +91,7 @@ def execute_paired(
     with device_lock(machine.device, wait=wait, note=sink.note):
         if append:
             stored = load_run(run_dir)
-            machine.facts["peaks"] = stored.info.environment.get("peaks", {})
+            machine.take_peaks(stored.info.environment)
             writer, records = RunWriter.reopen(run_dir), stored.records
         else:
             info = describe_sides(plan, machine, run_dir.name, suite_path, sides, purpose, slowdown or {})

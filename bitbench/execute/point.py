@@ -17,13 +17,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bitbench.execute.jobs import Job, Visit, derive_seed, layer_spec
+from bitbench.execute.isa import own_isa, use_isa
+from bitbench.execute.jobs import Job, Visit, derive_seed, layer_spec, threads_at
 from bitbench.execute.judge import judge
 from bitbench.execute.outcome import of_exception
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
 from bitbench.measure.clock import Budget, Series, shuffled
-from bitbench.measure.roofline import Ruler
+from bitbench.measure.roofline import Rulers
 from bitbench.measure.timers import (
     GRAPH_BELOW_NS,
     CpuTimer,
@@ -37,7 +38,7 @@ from bitbench.measure.warmup import Warmth, settle
 from bitbench.store.schema import Check, Record, Status
 from bitbench.store.writer import utc_now
 from bitbench.workloads import registry as workload_registry
-from bitbench.workloads.base import Context, Session, Subject
+from bitbench.workloads.base import Context, Session, Subject, Unsupported
 
 Announce = Callable[[str, str], None]
 """Called with (layer, stage) before work on a layer starts."""
@@ -72,7 +73,7 @@ class TimedPoint:
         visit: Visit,
         emit: Callable[[Record], None],
         announce: Announce,
-        ruler: Ruler,
+        rulers: Rulers,
         budget: Budget | None = None,
     ) -> None:
         self.job = job
@@ -80,13 +81,14 @@ class TimedPoint:
         self.launch = visit.launches[0]
         self.emit = emit
         self.announce = announce
-        self.ruler = ruler
+        self.ruler = rulers.of(threads_at(job, visit))
         # Not the job's list of layers: a point visited again after a crash keeps its streams.
         self.rng = random.Random(derive_seed(job.seed, self.launch, visit.point, "orders"))
         self.gpu = TorchGpu() if job.device == "cuda" else None
         self.timer: Timer = CpuTimer() if self.gpu is None else EventTimer(self.gpu)
         """For layers that need no other (:attr:`Entrant.timer`)."""
         self.budget = budget or Budget()
+        self.specs = layer_specs(job)
         self.entrants: dict[str, Entrant] = {}
         """Layers still in the running, in the order built."""
         self.started = utc_now()
@@ -98,14 +100,16 @@ class TimedPoint:
         import torch
 
         context = context_for(self.job, self.visit, derive_seed(self.job.seed, self.launch, self.visit.point))
-        with opened(workload_registry.get(self.visit.workload), self.visit, context) as session:
-            self._build(session, layer_specs(self.job))
+        kind = workload_registry.get(self.visit.workload)
+        with threads_of(self.job, self.visit), opened(kind, self.visit, context) as session, own_isa():
+            self._build(session)
             with torch.inference_mode():
                 self._prepare()
                 yield
             self.entrants.clear()
 
-    def _build(self, session: Session, specs: dict[str, LayerSpec]) -> None:
+    def _build(self, session: Session) -> None:
+        specs = self.specs
         for order, layer in enumerate(shuffled(list(self.visit.cases), self.rng)):
             self.announce(layer, "build")
             reason = layer_registry.get(specs[layer].kind).unsupported(specs[layer], self.job.device)
@@ -113,6 +117,7 @@ class TimedPoint:
                 self.fail(layer, order, Status.UNSUPPORTED, reason)
                 continue
             with self._attributed(layer, order):
+                use_isa(specs[layer])
                 self.entrants[layer] = Entrant(layer, order, session.build(layer, specs[layer]))
 
     def _prepare(self) -> None:
@@ -120,6 +125,7 @@ class TimedPoint:
         for entrant in list(self.entrants.values()):
             with self._attributed(entrant.layer, entrant.order):
                 self.announce(entrant.layer, "warm-up")
+                self.enter(entrant.layer)
                 self._warm(entrant)
                 self.announce(entrant.layer, "check")
                 entrant.before = entrant.subject.check()
@@ -139,6 +145,10 @@ class TimedPoint:
         entrant.timer = GraphTimer(self.gpu, subject.rotation)
         entrant.warmth = settle(subject, entrant.timer, self.budget)
 
+    def enter(self, layer: str) -> None:
+        """To be called, untimed, before ``layer`` is called after others may have been."""
+        use_isa(self.specs[layer])
+
     def leave(self, layer: str, error: BaseException) -> None:
         """``layer`` raised ``error`` while it was timed: that becomes its record."""
         traceback.print_exc(file=sys.stderr)
@@ -150,6 +160,7 @@ class TimedPoint:
         warmth = entrant.warmth
         with self._attributed(layer, entrant.order):
             self.announce(layer, "check")
+            self.enter(layer)
             entrant.after = entrant.subject.check()
             if not entrant.after.passed:
                 self._incorrect(entrant, entrant.after, "after timing")
@@ -232,12 +243,34 @@ def context_for(job: Job, visit: Visit, seed: int) -> Context:
     specs = layer_specs(job)
     return Context(
         device=job.device,
-        threads=job.threads,
+        threads=threads_at(job, visit),
         seed=seed,
         cache_dir=Path(job.cache_dir),
         layers={name: spec for name, spec in specs.items() if name in visit.cases},
         baseline=job.baseline,
     )
+
+
+@contextlib.contextmanager
+def threads_of(job: Job, visit: Visit) -> Iterator[None]:
+    """The point's number of threads inside, the run's afterwards.
+
+    Raises :class:`Unsupported` where that is more than the run has: its limits are those of its own
+    number, and its processes may be kept on as many cores.
+    """
+    import torch
+
+    wanted = threads_at(job, visit)
+    if wanted > job.threads:
+        raise Unsupported(
+            f"{wanted} threads are more than the {job.threads} of the run: give --threads {wanted} where "
+            "there are as many cores"
+        )
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(job.threads)
 
 
 @contextlib.contextmanager

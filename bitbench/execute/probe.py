@@ -10,11 +10,12 @@ from typing import Any
 from bitbench.errors import UserError
 from bitbench.execute.jobs import Job
 from bitbench.measure.host import last_level_cache
-from bitbench.measure.roofline import measure_peaks
+from bitbench.measure.peaks import measure_peaks
 
 
 def facts(job: Job) -> dict[str, Any]:
-    """``device`` (resolved), ``torch``, ``native``, ``cuda_devices`` and, if asked for, ``peaks``.
+    """``device`` (resolved), ``torch``, ``native``, ``cuda_devices`` and, if asked for, ``peaks``
+    and ``peaks_at`` (the same by other numbers of threads).
 
     Raises :class:`UserError` where the job wants CUDA and there is none.
     """
@@ -47,7 +48,11 @@ def facts(job: Job) -> dict[str, Any]:
         "cuda_devices": [_gpu(i) for i in range(torch.cuda.device_count())] if cuda else [],
     }
     if job.measure_peaks:
-        found["peaks"] = measure_peaks(device, job.threads, last_level_cache()).as_dict()
+        cache = last_level_cache()
+        found["peaks"] = measure_peaks(device, job.threads, cache).as_dict()
+        found["peaks_at"] = {
+            str(threads): measure_peaks(device, threads, cache).as_dict() for threads in job.measure_peaks_at
+        }
     return found
 
 

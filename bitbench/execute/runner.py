@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bitbench.errors import ToolError, UserError
+from bitbench.errors import ToolError
 from bitbench.execute import jobs, outcome
 from bitbench.execute.backstop import Backstop
 from bitbench.execute.identity import check_same_run, describe
 from bitbench.execute.jobs import Job, Pair, Setting, Visit
+from bitbench.execute.machine import Machine
 from bitbench.execute.observed import Observer
 from bitbench.execute.patience import Limits, Patience
 from bitbench.execute.process import Hang, Worker
@@ -36,49 +36,6 @@ from bitbench.suite.expand import PROCESS_SECONDS, SHARED, Plan, counted
 
 LOGS = "logs"
 CACHE = "cache"
-
-
-@dataclass
-class Machine:
-    """What a probe found: see :func:`bitbench.execute.probe.facts`."""
-
-    device: str
-    threads: int
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def peaks(self) -> dict[str, Any]:
-        peaks: dict[str, Any] = self.facts.get("peaks", {})
-        return peaks
-
-
-def default_threads() -> int:
-    """Threads where neither suite nor user names a number: the physical cores available."""
-    return host.physical_cores()
-
-
-def probe(
-    device: str, threads: int, logs: Path, *, peaks: bool = True, limits: Limits | None = None
-) -> Machine:
-    """Ask a worker about the machine: resolved device, torch, kernels and, with ``peaks``, limits.
-
-    ``device`` is ``auto``, ``cpu`` or ``cuda``. Raises :class:`UserError` where CUDA is asked for
-    and missing, :class:`ToolError` where no worker can run.
-    """
-    job = Job(mode="probe", name="probe", seed=0, device=device, threads=threads, measure_peaks=peaks)
-    with Worker(job, logs / "probe.log") as worker:
-        try:
-            event = worker.next_event((limits or Limits()).start)
-        except Hang:
-            raise ToolError("the worker that looks at the machine does not answer") from None
-        if event is None:
-            raise ToolError(
-                f"the worker that looks at the machine died: {worker.last_words() or 'no message'}",
-                "check that torch can be imported: python -c 'import torch'",
-            )
-        if event["event"] == "refused":
-            raise UserError(event["message"], event["remedy"])
-    return Machine(event["facts"]["device"], threads, event["facts"])
 
 
 def execute(
@@ -113,7 +70,7 @@ def execute(
         if resume:
             stored = load_run(run_dir)
             check_same_run(stored, plan, machine)
-            machine.facts["peaks"] = stored.info.environment.get("peaks", {})
+            machine.take_peaks(stored.info.environment)
             writer = RunWriter.reopen(run_dir)
             records = [record for record in stored.records if record.status not in again]
             repeated = {(r.case, r.launch) for r in stored.records if r.status in again}
@@ -164,7 +121,11 @@ class Runner:
         for record in self.records.values():
             self.backstop.saw(record)
         self.setting = setting or Setting(
-            machine.device, machine.threads, str((run_dir / CACHE).resolve()), machine.peaks
+            machine.device,
+            machine.threads,
+            str((run_dir / CACHE).resolve()),
+            machine.peaks,
+            machine.peaks_at,
         )
         self.seconds: dict[str, float] = {}
         """Estimate of one record of a case, its part in opening the point included."""
@@ -325,7 +286,7 @@ class Runner:
                     elif event["event"] == "record":
                         self._store([observer.add(Record.model_validate(event["record"]))])
                     elif event["event"] == "peaks":
-                        self.setting = replace(self.setting, peaks=event["peaks"])
+                        self.setting = self.setting.with_peaks(event["peaks"])
                     elif event["event"] == "done":
                         self.stages.enter(START)
                         worker.wait()

@@ -40,7 +40,7 @@ from bitbench.store.schema import CodeIdentity, Purpose, RunInfo, Side
 from bitbench.store.writer import write_atomically
 
 if TYPE_CHECKING:
-    from bitbench.execute.runner import Machine
+    from bitbench.execute.machine import Machine
     from bitbench.suite.expand import Plan
 
 OWN_PACKAGE = "impl"

@@ -31,7 +31,7 @@ from bitbench.execute.outcome import of_exception
 from bitbench.execute.point import TimedPoint
 from bitbench.measure import cputime
 from bitbench.measure.clock import Series, Stop, Turn, collector_off, take_turn
-from bitbench.measure.roofline import Ruler
+from bitbench.measure.roofline import Rulers
 from bitbench.store.schema import Record
 from bitbench.store.writer import utc_now
 
@@ -62,13 +62,13 @@ class Command(BaseModel):
     """``time``: why there are no more blocks, for the record."""
 
 
-def obey(job: Job, commands: BinaryIO, events: Events, ruler: Ruler) -> None:
+def obey(job: Job, commands: BinaryIO, events: Events, rulers: Rulers) -> None:
     """Carry out commands until there are no more."""
     events.send("ready")
     while (command := _next(commands)) is not None:
         if command.visit is None:
             raise ValueError(f"{command.do!r} without an open point")
-        _SteeredPoint(job, command.visit, commands, events, ruler).run()
+        _SteeredPoint(job, command.visit, commands, events, rulers).run()
 
 
 def _next(commands: BinaryIO) -> Command | None:
@@ -79,14 +79,14 @@ def _next(commands: BinaryIO) -> Command | None:
 class _SteeredPoint:
     """One point, from ``open`` to ``close``."""
 
-    def __init__(self, job: Job, visit: Visit, commands: BinaryIO, events: Events, ruler: Ruler) -> None:
+    def __init__(self, job: Job, visit: Visit, commands: BinaryIO, events: Events, rulers: Rulers) -> None:
         self.job = job
         self.visit = visit
         self.commands = commands
         self.events = events
         self.settled: set[str] = set()
         self.series: dict[str, Series] = {}
-        self.point = TimedPoint(job, visit, self._emit, self._announce, ruler)
+        self.point = TimedPoint(job, visit, self._emit, self._announce, rulers)
 
     def run(self) -> None:
         """Whatever goes wrong, each layer of the visit gets one record and each command an answer."""
@@ -147,6 +147,7 @@ class _SteeredPoint:
         entrant = self.point.entrants[layer]
         answer = "timed"
         try:
+            self.point.enter(layer)
             take_turn(entrant.subject, entrant.timer, Turn(made, command.blocks, command.stop), series)
         except Exception as error:
             self.point.leave(layer, error)

@@ -28,6 +28,7 @@ class PointClock(TimedPoint):
                 nonlocal current
                 current = layer
                 self.announce(layer, "time")
+                self.enter(layer)
 
             try:
                 wanted = [s for e in self.entrants.values() if (s := e.subject.seconds) is not None]

@@ -24,7 +24,8 @@ from bitbench.execute.jobs import Job, Pair, Visit
 from bitbench.execute.outcome import of_exception
 from bitbench.execute.seeds import set_seeds
 from bitbench.measure.host import last_level_cache
-from bitbench.measure.roofline import Peaks, Ruler, measure_peaks
+from bitbench.measure.peaks import measure_peaks
+from bitbench.measure.roofline import Peaks, Rulers
 from bitbench.store.schema import Record
 from bitbench.store.writer import utc_now
 
@@ -79,19 +80,23 @@ def do(job: Job, events: Events, commands: BinaryIO) -> None:
         except UserError as error:
             events.send("refused", message=error.message, remedy=error.remedy)
         return
-    ruler = Ruler(Peaks(**job.peaks), lambda: measure_peaks(job.device, job.threads, last_level_cache()))
+    known = {job.threads: job.peaks, **job.peaks_at}
+    rulers = Rulers(
+        {threads: Peaks(**peaks) for threads, peaks in known.items()},
+        lambda threads: measure_peaks(job.device, threads, last_level_cache()),
+    )
     if job.mode == "steered":
         from bitbench.execute.steered import obey
 
-        obey(job, commands, events, ruler)
+        obey(job, commands, events, rulers)
         return
     for visit in job.visits:
-        _visit(job, visit, events, ruler)
-    if ruler.peaks != Peaks(**job.peaks):
-        events.send("peaks", peaks=ruler.peaks.as_dict())
+        _visit(job, visit, events, rulers)
+    for peaks in rulers.changed():
+        events.send("peaks", peaks=peaks.as_dict())
 
 
-def _visit(job: Job, visit: Visit, events: Events, ruler: Ruler) -> None:
+def _visit(job: Job, visit: Visit, events: Events, rulers: Rulers) -> None:
     from bitbench.execute.once import measure_point
     from bitbench.execute.timed import PointClock
 
@@ -109,7 +114,7 @@ def _visit(job: Job, visit: Visit, events: Events, ruler: Ruler) -> None:
     try:
         if job.mode == "timed":
             launch = visit.launches[0]
-            PointClock(job, visit, emit, lambda layer, stage: announce(layer, launch, stage), ruler).run()
+            PointClock(job, visit, emit, lambda layer, stage: announce(layer, launch, stage), rulers).run()
         else:
             measure_point(job, visit, emit, announce)
     except Exception as error:  # the point could not be opened or closed: all its cases share that

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bitbench.suite.convolutions import ConvShape
+
 
 class LayerSpec(BaseModel):
     """A layer as a suite describes it. Each kind adds its own fields; unknown ones are refused."""
@@ -113,6 +115,20 @@ class LayerKind(ABC):
     @abstractmethod
     def tolerance(self, spec: Any, in_features: int) -> float:
         """Largest acceptable error of the output, relative to the largest reference value."""
+
+    def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:  # noqa: ARG002
+        """A convolution with random weights, as :meth:`random`. Its cost is that of a layer with
+        ``shape.columns`` inputs, for each output position.
+
+        Raises :class:`bitbench.workloads.base.Unsupported` where the kind has none.
+        """
+        from bitbench.workloads.base import Unsupported
+
+        raise Unsupported(f"a {self.name} layer is a matrix product: there is no convolution of it")
+
+    def conv2d_reference(self, spec: Any, module: nn.Module, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Exact output of a convolution for ``x [batch, in, size, size]``, as :meth:`reference`."""
+        raise TypeError(f"{type(self).__name__} has no convolution")
 
     def kernel(self, module: nn.Module) -> str:
         """Name of the kernel that served ``module``'s last call."""

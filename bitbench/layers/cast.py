@@ -1,8 +1,9 @@
-"""A float layer of another type than its model's. Imports torch: worker side only."""
+"""Float layers of another type than their model's. Imports torch: worker side only."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -32,3 +33,20 @@ class CastLinear(nn.Module):
         """``linear(x)``, computed in the weight's type."""
         out: torch.Tensor = self.linear(x.to(self.linear.weight.dtype))
         return out.to(x.dtype)
+
+
+class CastEmbedding(nn.Module):
+    """The embedding of a float32 model whose rows are stored in another float type.
+
+    ``weight`` ``[vocab, hidden]`` is kept, not copied: a head of that type may share it.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = (
+            weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
+        )
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows ``[*ids.shape, hidden]`` in float32."""
+        return F.embedding(ids, self.weight).float()

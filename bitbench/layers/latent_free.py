@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bitbench.suite.convolutions import ConvShape
+
 
 class LatentFree(Binary):
     """``impl.BinaryLinear`` once packed; in training form the same weights as
@@ -54,6 +56,13 @@ class LatentFree(Binary):
 
         decoded = module.weight.dequantize()[rows].double()
         return product(x, decoded, None if module.bias is None else module.bias[rows], spec.activation_bits)
+
+    def random_conv2d(self, spec: LatentFreeSpec, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
+        from bitbench.workloads.base import Unsupported
+
+        if spec.form == "training":
+            raise Unsupported("a convolution has no latent-free training form; measure `form: packed`")
+        return super().random_conv2d(spec, shape, bias=bias, seed=seed)
 
     def _made(self, spec: LatentFreeSpec, linear: nn.Linear) -> nn.Module:
         from impl import BinaryLinear

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bitbench.suite.convolutions import ConvShape
+
 _COMPUTE = {"float32": "fp32", "bfloat16": "bf16", "float16": "bf16"}
 """float16 is bounded by the same peak as bfloat16 wherever both are native."""
 
 
 class Linear(LayerKind):
-    """``nn.Linear``."""
+    """``nn.Linear``, and ``nn.Conv2d`` where convolutions are measured."""
 
     name = "linear"
     spec = LinearSpec
@@ -79,13 +81,24 @@ class Linear(LayerKind):
     def tolerance(self, spec: LinearSpec, in_features: int) -> float:
         return float_tolerance(in_features) + ROUNDING[spec.dtype]
 
+    def random_conv2d(self, spec: LinearSpec, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
+        from bitbench.layers.convolution import random_float
+
+        return random_float(shape, bias=bias, seed=seed, dtype=spec.dtype)
+
+    def conv2d_reference(self, spec: LinearSpec, module: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        from bitbench.layers.convolution import product
+
+        return product(x, module.weight.double(), module.bias, module, None)
+
     def kernel(self, module: Any) -> str:
         weight = module.weight
-        return f"torch/linear/{str(weight.dtype).removeprefix('torch.')}/{weight.device.type}"
+        operator = "conv2d" if weight.dim() == 4 else "linear"
+        return f"torch/{operator}/{str(weight.dtype).removeprefix('torch.')}/{weight.device.type}"
 
     def dispatch(self, spec: LinearSpec, kernel: str) -> dict[str, str]:  # noqa: ARG002
         parts = kernel.split("/")
-        if parts[:2] != ["torch", "linear"] or len(parts) != 4:
+        if len(parts) != 4 or parts[0] != "torch" or parts[1] not in ("linear", "conv2d"):
             return {}
         return {"backend": "torch", "packed": "no", "dtype": parts[2], "device": parts[3]}
 

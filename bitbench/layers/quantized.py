@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from bitbench.layers.base import CONDITIONS, LayerCost, LayerKind, LayerSpec
 from bitbench.layers.cost import FORMAT_BITS, codes_bytes, scales_bytes
 from bitbench.layers.linear import ROUNDING, float_tolerance
-from bitbench.layers.specs import BinarySpec, KTernarySpec, TernarySpec
+from bitbench.layers.specs import BinarySpec, Isa, KTernarySpec, TernarySpec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bitbench.suite.convolutions import ConvShape
+
 ULP = 2.0**-23
 
-NATIVE_ISAS = ("avx512", "avx2", "portable")
+NATIVE_ISAS = get_args(Isa)
 """Instruction sets the native kernels are compiled for (csrc/cpu/isa.cpp)."""
 
 
@@ -31,9 +33,18 @@ class Quantized(LayerKind):
     operator: str
     """First part of its kernels' names: ``ternary_linear``."""
 
+    @property
+    def convolution(self) -> str:
+        """The same of its convolutions: ``ternary_conv``."""
+        return self.operator.replace("linear", "conv")
+
     @abstractmethod
     def layer(self) -> Any:
         """The subclass of ``impl.layers.base.QuantizedLinear``."""
+
+    @abstractmethod
+    def conv2d(self) -> Any:
+        """The subclass of ``impl.layers.conv.QuantizedConv``."""
 
     def format(self, spec: Any) -> str:
         """Packing format: ``binary``, ``two_bit`` or ``base3``."""
@@ -78,7 +89,7 @@ class Quantized(LayerKind):
         return LayerCost(codes, scales, k * FORMAT_BITS[self.format(spec)], k * passes * weights, compute)
 
     def numerics(self, spec: Any) -> dict[str, Any]:
-        return spec.model_dump(mode="json", exclude={"kind", "format", *CONDITIONS})
+        return spec.model_dump(mode="json", exclude={"kind", "format", "isa", *CONDITIONS})
 
     def random(self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int) -> nn.Module:
         import torch
@@ -141,6 +152,40 @@ class Quantized(LayerKind):
         groups = -(-in_features // spec.group_size) if spec.group_size else 1
         return ULP * (4 + k * groups)
 
+    def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
+        import torch
+
+        from bitbench.layers.convolution import fill, random_packed
+        from bitbench.workloads.base import Unsupported
+
+        if spec.group_size is not None:
+            raise Unsupported(
+                f"group_size={spec.group_size}: the scales of a convolution are per tensor or row; leave "
+                "group_size out for a layer that is measured as a convolution"
+            )
+        if spec.form == "training":
+            options = {name: value for name, value in self.options(spec).items() if name != "group_size"}
+            sides = (shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding)
+            module: nn.Module = self.conv2d()(*sides, bias=bias, **options)
+            fill(module, shape, seed)
+            return module.requires_grad_(False).eval()
+        return random_packed(
+            self.conv2d(),
+            shape,
+            components=self.components(spec),
+            format=self.format(spec),
+            scale_rows=shape.out_channels if self.scale_per(spec) == "row" else 1,
+            scale_dtype=getattr(torch, spec.scale_dtype),
+            activation_bits=spec.activation_bits,
+            bias=bias,
+            seed=seed,
+        )
+
+    def conv2d_reference(self, spec: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
+        from bitbench.layers.convolution import decoded, product
+
+        return product(x, decoded(module), module.bias, module, spec.activation_bits)
+
     def kernel(self, module: Any) -> str:
         return str(module.last_kernel)
 
@@ -148,7 +193,7 @@ class Quantized(LayerKind):
         # operator/latent/torch, or operator/format/activations/road/isa where torch stands for the
         # instruction set of the reference: see impl.native.last_kernel.
         operator, *parts = kernel.split("/")
-        if operator != self.operator:
+        if operator not in (self.operator, self.convolution):
             return {}
         if parts == ["latent", "torch"]:
             return {"backend": "torch", "operator": operator, "packed": "no"}
@@ -162,11 +207,13 @@ class Quantized(LayerKind):
     def fallback(self, spec: Any, kernel: str) -> str | None:
         if spec.form == "training" or os.environ.get("BITIMPL_BACKEND") == "torch":
             return None
-        expected = f"{self.operator}/{self.format(spec)}/"
-        if kernel.startswith(expected) and not kernel.endswith("/torch"):
+        expected = tuple(f"{name}/{self.format(spec)}/" for name in (self.operator, self.convolution))
+        isa = kernel.rpartition("/")[2]
+        if kernel.startswith(expected) and isa != "torch" and spec.isa in (None, isa):
             return None
         served = f"{kernel} served the call" if kernel else "the layer does not say what served the call"
-        return f"{served}, not a native {expected}... kernel; `bitbench doctor` says what is missing"
+        wanted = f"a native {spec.isa or ''}".rstrip()
+        return f"{served}, not {wanted} {expected[0]}... kernel; `bitbench doctor` says what is missing"
 
 
 class Binary(Quantized):
@@ -180,6 +227,11 @@ class Binary(Quantized):
         from impl.layers.binary import BinaryLinear
 
         return BinaryLinear
+
+    def conv2d(self) -> Any:
+        from impl.layers.binary_conv import BinaryConv2d
+
+        return BinaryConv2d
 
     def format(self, spec: BinarySpec) -> str:  # noqa: ARG002 - there is one
         return "binary"
@@ -202,6 +254,11 @@ class Ternary(Quantized):
         from impl.layers.ternary import BitLinear
 
         return BitLinear
+
+    def conv2d(self) -> Any:
+        from impl.layers.ternary_conv import TernaryConv2d
+
+        return TernaryConv2d
 
     def scale_per(self, spec: TernarySpec) -> str:
         if spec.group_size is not None:
@@ -226,6 +283,11 @@ class KTernary(Quantized):
         from impl.layers.k_ternary import MultiTernaryLinear
 
         return MultiTernaryLinear
+
+    def conv2d(self) -> Any:
+        from impl.layers.k_ternary_conv import MultiTernaryConv2d
+
+        return MultiTernaryConv2d
 
     def components(self, spec: KTernarySpec) -> int:
         return spec.k

@@ -16,8 +16,16 @@ REGISTRY: Registry[LayerKind] = Registry(
         "ternary": "bitbench.layers.quantized:Ternary",
         "latent_free": "bitbench.layers.latent_free:LatentFree",
         "k_ternary": "bitbench.layers.quantized:KTernary",
+        "torch_int_mm": "bitbench.layers.peers.torch_int_mm:TorchIntMM",
+        "ort_matmul_nbits": "bitbench.layers.peers.ort_matmul_nbits:OrtMatMulNBits",
+        "ggml": "bitbench.layers.peers.ggml:Ggml",
+        "litespark": "bitbench.layers.peers.litespark:Litespark",
     },
 )
+
+PEERS = ("torch_int_mm", "ort_matmul_nbits", "ggml", "litespark")
+"""Kinds of :mod:`bitbench.layers.peers`: other projects' layers, most of them in packages that the
+extra ``peers`` installs."""
 
 
 def kinds() -> list[str]:

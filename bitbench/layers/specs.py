@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from bitbench.layers.base import LayerSpec
 
 FloatType = Literal["float32", "bfloat16", "float16"]
 Rule = Literal["optimal", "absmean", "absmax", "twn"]
+Isa = Literal["avx512", "avx2", "neon_i8mm", "neon", "portable"]
+"""Instruction sets that native kernels are compiled for (csrc/cpu/isa.cpp)."""
 STE = Literal["identity", "clip", "approx_sign", "swish_sign", "magnitude_aware"]
 
 MAX_COMPONENTS = 16
@@ -60,6 +68,25 @@ class QuantizedSpec(LayerSpec):
     group_size: GroupSize | None = None
     """Columns that share a scale; null means the whole row."""
     scale_dtype: Literal["float32", "float16"] = "float32"
+    isa: Isa | None = None
+    """Instruction set of the kernels, packed form only; null means the best here, or BITIMPL_ISA's.
+    Where the machine or the build lacks it, the case is ``unsupported``."""
+
+    @model_serializer(mode="wrap")
+    def _without_isa(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A layer that names none is described, and identified, as before there was a choice.
+        described: dict[str, Any] = serialise(self)
+        if self.isa is None:
+            described.pop("isa", None)
+        return described
+
+    @model_validator(mode="after")
+    def _kernels_have_instructions(self) -> QuantizedSpec:
+        if self.isa is not None and self.form == "training":
+            raise PydanticCustomError(
+                "isa", "the training form runs on torch, not on kernels of an instruction set; remove isa"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_have_rows(self) -> QuantizedSpec:
@@ -97,6 +124,7 @@ class LatentFreeSpec(LayerSpec):
     # What a binary layer has besides and this one has not.
     group_size: ClassVar[None] = None
     scale_dtype: ClassVar[str] = "float32"
+    isa: ClassVar[None] = None
     ste: ClassVar[str] = "clip"
 
 

@@ -23,7 +23,8 @@ from bitbench.measure import host
 
 PACKAGES = (
     *("bitbench", "torch", "numpy", "safetensors", "pydantic", "psutil", "gguf", "tokenizers"),
-    *("nvidia-ml-py", "onnxruntime", "torchao", "bitsandbytes", "transformers"),
+    *("nvidia-ml-py", "onnxruntime", "onnx", "torchao", "bitsandbytes", "transformers"),
+    *("llama-cpp-python", "pywhispercpp", "litespark-inference"),
 )
 
 VARIABLES = (

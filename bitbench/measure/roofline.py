@@ -2,10 +2,8 @@
 
 A call can be no faster than its weight bytes over the memory's read bandwidth, and no faster than
 its operations over the arithmetic peak; the larger of the two times is the limit that binds.
-Both limits are measured on the machine at the start of a run: fp32 and bf16 arithmetic by torch's
-matrix product, int8 and bit arithmetic by loops that repeat the kernels' innermost instructions on
-registers, bandwidth by loops that only read. A share is stated only where the limit that binds was
-measured:
+Both limits are measured on the machine at the start of a run (:mod:`bitbench.measure.peaks`). A share is
+stated only where the limit that binds was measured:
 
 * weights read from memory (cold): the bandwidth limit counts. Where the arithmetic peak of ``bit``
   was not measured, the int8 peak stands in for it, since a CPU that multiplies bytes at a rate works
@@ -19,32 +17,18 @@ impossible.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    import torch
-
-GIB = 1024**3
-READ_CACHES = 8
-"""The buffer read for the bandwidth is this many last-level caches (within the limits below)."""
-READ_MIN, READ_MAX = 128 * 1024**2, GIB
-MM_SIZE = 1024
-SECONDS_EACH = 0.4
-CACHE_SECONDS_EACH = 0.05
-"""Less where thousands of calls fit."""
 MARGIN = 1.10
 """A cold result faster than this many times the memory's limit cannot have been cold."""
 HOT_MARGIN = 1.5
 """The same for weights in a cache, against the rate of a cache: wider, since where in the caches the
 weights lie is not known to the byte."""
-PEAK_TURNS = 20_000
-"""Turns of the native loops: about a tenth of a millisecond, less than a time slice."""
-CACHE_READ, CACHE_LESS = 1024**2, 64 * 1024
-"""The rate of a cache is the difference of reading so many bytes and so few again and again: what a
-call costs by itself drops out. A smaller layer may lie nearer to the core, so it is not judged."""
+CACHE_READ = 1024**2
+"""The rate of a cache is that of reading so many bytes again and again. A smaller layer may lie nearer to
+the core, so it is not judged."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +42,8 @@ class Work:
     """``fp32``, ``bf16``, ``int8`` or ``bit``: see :class:`bitbench.layers.base.LayerCost`."""
     from_memory: bool
     """The weights come from memory on every call, not from a cache."""
+    isa: str = ""
+    """Instruction set that the layer is held to; empty means the best."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +61,9 @@ class Peaks:
     cache_bytes_per_s: float = 0.0
     """All threads reading :data:`CACHE_READ` bytes each, again and again: no larger weight is read
     faster."""
+    isas: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Rates of ``int8`` and ``bit`` arithmetic by the instruction sets that native kernels can be held
+    to; none for one without loops of its own (``portable``)."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,10 +71,17 @@ class Peaks:
     def best(self, other: Peaks) -> Peaks:
         """The higher of each limit: interference only ever makes a machine look slower."""
         mine, its = asdict(self), asdict(other)
-        return Peaks(**{name: max(mine[name], its[name]) for name in mine})
+        isas, others = mine.pop("isas"), its.pop("isas")
+        for isa, rates in others.items():
+            own = isas.setdefault(isa, {})
+            own.update({kind: max(rate, own.get(kind, 0.0)) for kind, rate in rates.items()})
+        return Peaks(**{name: max(mine[name], its[name]) for name in mine}, isas=isas)
 
-    def compute(self, kind: str) -> float:
-        """Measured operations per second of ``kind``, 0 where not measured."""
+    def compute(self, kind: str, isa: str = "") -> float:
+        """Measured operations per second of ``kind``, with the instructions of ``isa`` alone where
+        one is named; 0 where not measured."""
+        if isa:
+            return self.isas.get(isa, {}).get(kind, 0.0)
         rates = {
             "fp32": self.fp32_per_s,
             "bf16": self.bf16_per_s,
@@ -108,8 +104,8 @@ def bound(work: Work, peaks: Peaks) -> Bound | None:
     if not peaks.read_bytes_per_s:
         return None
     memory = work.weight_bytes / peaks.read_bytes_per_s
-    exact = peaks.compute(work.compute)
-    rate = exact or (peaks.int8_per_s if work.compute == "bit" else 0.0)
+    exact = peaks.compute(work.compute, work.isa)
+    rate = exact or (peaks.compute("int8", work.isa) if work.compute == "bit" else 0.0)
     if not rate:
         return None
     arithmetic = work.operations / rate
@@ -161,7 +157,7 @@ def level(work: Work, peaks: Peaks, seconds: float) -> Level:
         if rate > margin * ceiling:
             return Level("impossible", f"{told}: they {where}")
         found = Level("suspicious", f"{told}: possibly {perhaps}")
-    peak = peaks.compute(work.compute)
+    peak = peaks.compute(work.compute, work.isa)
     if found is OK and peak and work.operations / seconds > peak:
         times = work.operations / seconds / peak
         found = Level("suspicious", f"{times:.2f} times the measured rate of {work.compute} arithmetic")
@@ -200,113 +196,25 @@ class Ruler:
         return True
 
 
-def measure_peaks(device: str, threads: int, cache_bytes: int) -> Peaks:
-    """Measure the limits of ``device``: about two seconds. Imports torch.
+class Rulers:
+    """A ruler for each number of threads that points are measured with."""
 
-    fp32 and bf16 by ``torch.mm``, int8 by the better of ``torch._int_mm`` and the native loop, bits by
-    the native loop; a type that nothing here can multiply is left unmeasured.
-    """
-    rates = {kind: _multiply(device, kind) for kind in ("float32", "bfloat16", "int8")}
-    return Peaks(
-        read_bytes_per_s=read_bandwidth(device, cache_bytes),
-        fp32_per_s=rates["float32"],
-        bf16_per_s=rates["bfloat16"],
-        int8_per_s=max(rates["int8"], _native_rate(device, 8)),
-        bit_per_s=_native_rate(device, 1),
-        threads=threads,
-        cache_bytes_per_s=cache_bandwidth(device, threads),
-    )
+    def __init__(self, peaks: Mapping[int, Peaks], remeasure: Callable[[int], Peaks]) -> None:
+        self._known = dict(peaks)
+        self._remeasure = remeasure
+        self._rulers: dict[int, Ruler] = {}
 
+    def of(self, threads: int) -> Ruler:
+        """The ruler for calls of ``threads`` threads; of limits that nobody measured it knows none."""
+        if threads not in self._rulers:
+            known = self._known.get(threads, Peaks())
+            self._rulers[threads] = Ruler(known, lambda: self._remeasure(threads))
+        return self._rulers[threads]
 
-def read_bandwidth(device: str, cache_bytes: int) -> float:
-    """Bytes a second read from a buffer much larger than the caches.
-
-    The best of torch's reductions and, on the CPU, a native loop that only reads, with prefetch:
-    the reductions alone were seen to stay below the rate at which weights streamed.
-    """
-    import torch
-
-    size = min(max(READ_CACHES * cache_bytes, READ_MIN), READ_MAX)
-    buffer = torch.ones(size // 4, dtype=torch.float32, device=device)
-    return size / min(_fastest(reader, device) for reader in _readers(buffer))
-
-
-def cache_bandwidth(device: str, threads: int) -> float:
-    """Bytes a second that ``threads`` cores read, each from :data:`CACHE_READ` bytes that stay in its
-    caches; 0 on a GPU, where it is not measured.
-
-    Measured with one thread and multiplied: together they are no faster, and on a busy machine the
-    threads of so short a call wait for each other longer than they read. The best of the readers of
-    :func:`read_bandwidth`; here torch's sum is, which was seen to read twice as fast as the native
-    loop, whose additions bind where memory does not.
-    """
-    import torch
-
-    if device != "cpu":
-        return 0.0
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = []
-        for size in (CACHE_READ, CACHE_LESS):
-            readers = _readers(torch.ones(size // 4, dtype=torch.float32))
-            times.append([_fastest(reader, device, CACHE_SECONDS_EACH) for reader in readers])
-    finally:
-        torch.set_num_threads(before)
-    least = min(long - short for long, short in zip(*times, strict=True))
-    return threads * (CACHE_READ - CACHE_LESS) / least if least > 0 else 0.0
-
-
-def _readers(buffer: torch.Tensor) -> list[Callable[[], Any]]:
-    """Calls that read all of ``buffer`` and do little else."""
-    from impl import native
-
-    readers: list[Callable[[], Any]] = [buffer.sum, buffer.amax]
-    if buffer.device.type == "cpu" and native.available():
-        readers.append(lambda: native.read_bytes(buffer.data_ptr(), buffer.nbytes))
-    return readers
-
-
-def _multiply(device: str, kind: str) -> float:
-    import torch
-
-    dtype: torch.dtype = getattr(torch, kind)
-    try:
-        if kind == "int8":
-            a = torch.ones(MM_SIZE, MM_SIZE, dtype=dtype, device=device)
-            seconds = _fastest(lambda: torch._int_mm(a, a), device)
-        else:
-            a = torch.full((MM_SIZE, MM_SIZE), 0.5, dtype=dtype, device=device)
-            seconds = _fastest(lambda: torch.mm(a, a), device)
-    except RuntimeError:
-        return 0.0
-    return 2.0 * MM_SIZE**3 / seconds
-
-
-def _native_rate(device: str, activation_bits: int) -> float:
-    """Operations per second of the kernels' innermost instructions, 0 where there are none."""
-    from impl import native
-
-    if device != "cpu" or not native.available():
-        return 0.0
-    done = native.multiply_accumulate(activation_bits, PEAK_TURNS)
-    seconds = _fastest(lambda: native.multiply_accumulate(activation_bits, PEAK_TURNS), device)
-    return 2.0 * done / seconds
-
-
-def _fastest(call: Callable[[], Any], device: str, seconds: float | None = None) -> float:
-    """Shortest of the calls that fit in a fixed time, after one to warm up."""
-    import torch
-
-    def once() -> float:
-        start = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    once()
-    best, stop = once(), time.perf_counter() + (SECONDS_EACH if seconds is None else seconds)
-    while time.perf_counter() < stop:
-        best = min(best, once())
-    return best
+    def changed(self) -> list[Peaks]:
+        """Limits that were measured again, and are higher."""
+        return [
+            ruler.peaks
+            for threads, ruler in self._rulers.items()
+            if ruler.peaks != self._known.get(threads, Peaks())
+        ]

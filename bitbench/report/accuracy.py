@@ -15,6 +15,7 @@ from bitbench.report.tables import (
     absent,
     figure_cell,
     name_cell,
+    without_empty,
 )
 
 FLOAT_NOTE = (
@@ -31,6 +32,7 @@ def accuracy(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     columns = [
         Column("Layer", numeric=False),
         Column("Model", numeric=False),
+        Column("Head is", "the output head: left float, or the same as the blocks' layers", numeric=False),
         Column("Text", numeric=False),
         Column("Bits per weight", "at the largest shape of the memory ledger"),
         Column("Perplexity", "exp of the mean negative log likelihood a token; interval over documents"),
@@ -47,7 +49,7 @@ def accuracy(summary: Summary, figures: Sequence[Figure]) -> Section | None:
         FLOAT_NOTE,
         filterable=True,
     )
-    return Section("accuracy", "Accuracy after conversion", [], [table], list(figures))
+    return Section("accuracy", "Accuracy after conversion", [], [without_empty(table)], list(figures))
 
 
 def _row(case: CaseSummary, summary: Summary) -> list[Cell]:
@@ -55,6 +57,7 @@ def _row(case: CaseSummary, summary: Summary) -> list[Cell]:
     first = [
         name_cell(case.case.layer),
         Cell(str(params.get("model", ""))),
+        Cell(str(params["head"])) if "head" in params else absent(),
         Cell(str(params.get("text", ""))),
     ]
     if not case.ok:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitbench.analysis.aggregate import Point, Total, common_shapes, linear_points, totals
+from bitbench.analysis.aggregate import Point, Total, common_shapes, headline_points, totals
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.report.numbers import estimate, plain, shape_text, with_interval
 from bitbench.report.overview import case_with, format_bound, ledger_case, ledger_shape, model_case
@@ -83,7 +83,7 @@ def _memory(summary: Summary, layer: str) -> str:
 
 def _speed(summary: Summary, layer: str) -> str:
     chosen: list[tuple[Point, Total]] = []
-    for point in linear_points(summary):
+    for point in headline_points(summary):
         total = totals(summary, point).get(layer)
         if total is not None and total.speedup is not None:
             chosen.append((point, total))
@@ -100,7 +100,7 @@ def _speed(summary: Summary, layer: str) -> str:
         parts = [_phrase(point, total, judged=True) for point, total in chosen]
     text += f"{_listed(parts)}."
     against = [
-        (f"{estimate(total.speedup_best_float.estimate(), 'x')} at M={point[0]} {point[1]}", total.best_float)
+        (f"{estimate(total.speedup_best_float.estimate(), 'x')} at {point.title}", total.best_float)
         for point, total in chosen
         if total.speedup_best_float is not None
     ]
@@ -115,7 +115,7 @@ def _phrase(point: Point, total: Total, *, judged: bool) -> str:
     speedup = total.speedup.estimate() if total.speedup is not None else None
     word = f" ({total.verdict.word.value})" if judged and total.verdict is not None else ""
     value, _, rest = with_interval(speedup, "x").partition(" ")
-    return f"**{value}**{f' {rest}' if rest else ''}{word} at M={point[0]} {point[1]}"
+    return f"**{value}**{f' {rest}' if rest else ''}{word} at {point.title}"
 
 
 def _decode(summary: Summary, layer: str) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bitbench.analysis.aggregate import Total, linear_points, totals
+from bitbench.analysis.aggregate import Total, headline_points, totals
 from bitbench.analysis.claims import ClaimResult, ClaimStatus, describe_bound, evaluate
 from bitbench.analysis.statistics import Estimate
 from bitbench.analysis.summary import Summary, summarise
@@ -89,7 +89,7 @@ def _measured(result: ClaimResult) -> str:
 def layer_table(summary: Summary, *, speeds: bool = True, others: bool = True) -> Table:
     """Bits, memory, speed-ups, tokens per second, perplexity and bits per byte: those of them that
     the run measured, one row a layer. A narrow terminal gets ``speeds`` and ``others`` apart."""
-    points = linear_points(summary) if speeds else []
+    points = headline_points(summary) if speeds else []
     found = [totals(summary, point) for point in points]
     figures = [column for column in _FIGURES if others and summary.select(column[0])]
     weighed = others and any(ledger_case(summary, layer) for layer in summary.layers)
@@ -100,8 +100,8 @@ def layer_table(summary: Summary, *, speeds: bool = True, others: bool = True) -
     table.add_column("layer", no_wrap=True)
     for name in ("bits", "vs fp32") if weighed else ():
         table.add_column(name, justify="right", no_wrap=True)
-    for tokens, cache in points:
-        table.add_column(f"M={tokens}\n{cache}", justify="right", no_wrap=True)
+    for point in points:
+        table.add_column("\n".join(point.title.split(" ", 1)), justify="right", no_wrap=True)
     for _, _, name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     for layer in summary.layers:

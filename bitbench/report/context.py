@@ -15,12 +15,14 @@ from bitbench.errors import ToolError
 from bitbench.report import compared
 from bitbench.report.accuracy import accuracy
 from bitbench.report.answer import QUESTION, answer, caveats
+from bitbench.report.convolution import convolution
+from bitbench.report.decoding import decode
 from bitbench.report.machine import telemetry
 from bitbench.report.memory import memory
 from bitbench.report.numbers import percent, with_interval
 from bitbench.report.overview import overview
 from bitbench.report.provenance import environment, every_case, failures, how_to_read, machine
-from bitbench.report.speed import decode, speed
+from bitbench.report.speed import speed
 from bitbench.report.tables import Cell, Column, Figure, Section, Table
 from bitbench.report.training import training
 from bitbench.store.metrics import METRICS
@@ -67,6 +69,7 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
         overview(summary),
         memory(summary, drawn.get("memory", ())),
         speed(summary, drawn.get("speed", ())),
+        convolution(summary),
         decode(summary, drawn.get("decode", ())),
         accuracy(summary, drawn.get("accuracy", ())),
         *training(summary),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitbench.analysis.aggregate import Point, Total, common_shapes, linear_points, totals
+from bitbench.analysis.aggregate import Total, common_shapes, headline_points, totals
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.analysis.verdicts import Verdict, Word
 from bitbench.report.numbers import ABSENT, estimate, interval, percent, plain, shape_text, spread
@@ -84,13 +84,9 @@ def mean_share(summary: Summary, layer: str, metric: str) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def point_title(point: Point) -> str:
-    return f"M={point[0]} {point[1]}"
-
-
 def overview(summary: Summary) -> Section:
     """Section ``overview``."""
-    points = linear_points(summary)
+    points = headline_points(summary)
     by_point = {point: totals(summary, point) for point in points}
     columns = [
         Column("Layer", "name in the suite, and what it is", numeric=False),
@@ -105,7 +101,7 @@ def overview(summary: Summary) -> Section:
     ]
     columns += [
         Column(
-            point_title(p),
+            p.title,
             f"speed-up against {summary.baseline}, time, speed-up against the best float layer",
         )
         for p in points

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bitbench.analysis.aggregate import linear_points, totals
+from bitbench.analysis.aggregate import headline_points, totals
 from bitbench.analysis.statistics import Estimate
 from bitbench.analysis.summary import Summary
 from bitbench.report.memory import TERNARY_ENTROPY_BOUND
@@ -61,7 +61,8 @@ _STYLE: Any = {
 
 def figures(summary: Summary) -> dict[str, list[Figure]]:
     """All plots that the data allow, by the id of the section they belong to."""
-    speed = [_speedup(summary, cache) for cache in dict.fromkeys(c for _, c in linear_points(summary))]
+    caches = dict.fromkeys(point.cache for point in headline_points(summary))
+    speed = [_speedup(summary, cache) for cache in caches]
     return {
         "speed": [figure for figure in speed if figure is not None],
         "decode": _present(_decode(summary)),
@@ -133,7 +134,7 @@ def _bars(found: Estimate) -> tuple[list[list[float]], bool]:
 
 
 def _speedup(summary: Summary, cache: str) -> Figure | None:
-    points = [point for point in linear_points(summary) if point[1] == cache]
+    points = [point for point in headline_points(summary) if point.cache == cache]
     found = {point: totals(summary, point) for point in points}
     lines: dict[str, list[tuple[int, Estimate]]] = {}
     for layer in summary.layers:
@@ -312,7 +313,7 @@ def _decode(summary: Summary) -> Figure | None:
     parts = [("blocks", SERIES[0]), ("head", SERIES[6]), ("rest", SERIES[1])]
     found: list[tuple[str, list[float]]] = []
     for layer in summary.layers:
-        case = case_with(summary, "decode", layer, "time.latency")
+        case = case_with(summary, "decode", layer, "decode.blocks_share")
         if case is None:
             continue
         shares = [case.value(f"decode.{name}_share") for name, _ in parts]
@@ -339,6 +340,6 @@ def _decode(summary: Summary) -> Figure | None:
     return Figure(
         "decode-split",
         "Where a token's time goes",
-        "Blocks hold the converted layers; head and rest stay as they are and set the ceiling.",
+        "Blocks hold the converted layers, the head too where it is converted; what is not sets the ceiling.",
         svg("decode-split", draw, 1.2 + 0.3 * len(found)),
     )

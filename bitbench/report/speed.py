@@ -1,4 +1,4 @@
-"""Speed of single layers, one table a shape, and of the whole model when it decodes."""
+"""Speed of single layers: one table a shape and number of threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitbench.analysis.limits import binding_limit, peaks
 from bitbench.analysis.remarks import suspicion
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.report.numbers import estimate, interval, percent, plain, shape_text, with_interval
-from bitbench.report.overview import point_title, verdict_text
+from bitbench.report.overview import verdict_text
 from bitbench.report.tables import (
     Cell,
     Column,
@@ -17,11 +17,13 @@ from bitbench.report.tables import (
     Section,
     Table,
     absent,
-    figure_cell,
     name_cell,
     verdict_tone,
     without_empty,
 )
+from bitbench.suite.expand import counted
+
+CELL = "time of one call; below it the speed-ups with their 95 % intervals"
 
 
 def speed(summary: Summary, figures: Sequence[Figure]) -> Section | None:
@@ -29,49 +31,60 @@ def speed(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     points = linear_points(summary)
     if not points:
         return None
-    columns = [Column("Layer", numeric=False)]
-    columns += [
-        Column(point_title(p), "time of one call; below it the speed-ups with their 95 % intervals")
-        for p in points
-    ]
     tables = []
-    for shape in linear_shapes(summary):
-        rows = []
-        for layer in summary.layers:
-            cases = [
-                summary.one("linear", layer, shape=shape, tokens=tokens, cache=cache)
-                for tokens, cache in points
-            ]
-            if any(case is not None for case in cases):  # else the suite leaves it out at this shape
-                rows.append([name_cell(layer), *(_cell(summary, case) for case in cases)])
-        name = shape_text(shape)
-        table = Table(f"speed-{name}", f"{name} (out x in)", columns, rows, filterable=True)
-        tables.append(without_empty(table))
+    for threads in dict.fromkeys(point.threads for point in points):
+        chosen = [point for point in points if point.threads == threads]
+        own = ("", "") if threads is None else (f"-t{threads}", f", {counted(threads, 'thread')}")
+        columns = [Column("Layer", numeric=False)]
+        columns += [Column(point.title, CELL) for point in chosen]
+        for shape in linear_shapes(summary):
+            rows = []
+            for layer in summary.layers:
+                cases = [summary.one("linear", layer, shape=shape, **point._asdict()) for point in chosen]
+                if any(case is not None for case in cases):  # else the suite leaves it out at this shape
+                    rows.append([name_cell(layer), *(speed_cell(summary, case) for case in cases)])
+            name = shape_text(shape)
+            title = f"{name} (out x in){own[1]}"
+            if rows:
+                table = Table(f"speed-{name}{own[0]}", title, columns, rows, filterable=True)
+                tables.append(without_empty(table))
     prose = [
         f"Each cell: time of one call with M tokens; the speed-up against `{summary.baseline}`; the "
         "speed-up against the fastest `nn.Linear` dtype at that point; the share of the machine's measured "
         "limit that was reached, and which limit binds. Quantising the activations is inside the timed "
         "call. Sorting is by time.",
-        _limits(summary),
+        *(limits(summary, threads) for threads in dict.fromkeys(point.threads for point in points)),
         _suspicions(summary),
     ]
     return Section("speed", "Speed of single layers", [text for text in prose if text], tables, list(figures))
 
 
-def _limits(summary: Summary) -> str:
-    """The measured limits in words; empty where none were measured."""
-    found = peaks(summary)
+def limits(summary: Summary, threads: int | None) -> str:
+    """The limits measured with ``threads`` (None: the run's) in words; empty where none were measured."""
+    found = peaks(summary, threads)
     if found is None:
         return ""
+    own = {isa: rates for isa, rates in found.isas.items() if isa in named_isas(summary)}
     rates = [(kind, found.compute(kind)) for kind in ("fp32", "bf16", "int8", "bit")]
     measured = ", ".join(f"{kind} {plain(rate / 1e9, 3)}" for kind, rate in rates if rate)
-    text = f"Measured limits: reading memory {plain(found.read_bytes_per_s / 1e9, 3)} GB/s"
+    whose = "" if threads is None else f" with {counted(threads, 'thread')}"
+    text = f"Measured limits{whose}: reading memory {plain(found.read_bytes_per_s / 1e9, 3)} GB/s"
     if measured:
         text += f"; arithmetic, in billion operations/s: {measured}"
+    for isa, by_kind in own.items():
+        text += f"; by {isa} alone: {', '.join(f'{k} {plain(r / 1e9, 3)}' for k, r in by_kind.items())}"
+    if threads is not None:
+        return f"{text}."
     return (
         f"{text}. No share is given where the limit that binds was not measured, such as the bandwidth of a "
-        "cache. A share above 100 % beats what set the limit: torch's matrix product (fp32, bf16)."
+        "cache. A share above 100 % beats what set the limit: torch's matrix product or convolution (fp32, "
+        "bf16)."
     )
+
+
+def named_isas(summary: Summary) -> set[str]:
+    """Instruction sets that layers of the suite are held to."""
+    return {str(layer["isa"]) for layer in summary.layers.values() if layer.get("isa")}
 
 
 def _suspicions(summary: Summary) -> str:
@@ -94,7 +107,8 @@ def _share(summary: Summary, case: CaseSummary) -> str:
     return f"{percent(share.value)} of {named}"
 
 
-def _cell(summary: Summary, case: CaseSummary | None) -> Cell:
+def speed_cell(summary: Summary, case: CaseSummary | None) -> Cell:
+    """Time, speed-ups and share of the limit of one timed case; None is a gap of the suite."""
     if case is None:
         return absent()
     latency = case.value("time.latency")
@@ -116,71 +130,3 @@ def _cell(summary: Summary, case: CaseSummary | None) -> Cell:
         tone=verdict_tone(case.verdict),
         case=case.case.id,
     )
-
-
-def decode(summary: Summary, figures: Sequence[Figure]) -> Section | None:
-    """Section ``decode``; None where no model was decoded."""
-    cases = summary.select("decode")
-    if not cases:
-        return None
-    columns = [
-        Column("Layer", numeric=False),
-        Column("Model", numeric=False),
-        Column("Tokens/s", "batch 1, with a KV cache"),
-        Column("Time per token"),
-        Column("Speed-up", f"against {summary.baseline}"),
-        Column("Verdict", numeric=False),
-        Column("Blocks", "share of a token's time in transformer blocks"),
-        Column("Head", "share of a token's time in the output head"),
-        Column("Rest", "share of a token's time elsewhere"),
-        Column("Ceiling", "speed-up if the converted layers took no time at all"),
-        Column("Model bytes", "live storage of the whole model"),
-        Column("Model ratio", "fp32 whole-model bytes / whole-model bytes"),
-    ]
-    rows = [_decode_row(case, summary) for case in cases]
-    table = Table("decode", "Decode", columns, rows, filterable=True)
-    return Section(
-        "decode",
-        "Decoding a whole model",
-        [
-            "Text generation at batch 1. What is not converted (embedding, output head, norms, attention) "
-            "bounds the gain: the ceiling is the speed-up that layers taking no time would give."
-        ],
-        [without_empty(table)],
-        list(figures),
-    )
-
-
-def _decode_row(case: CaseSummary, summary: Summary) -> list[Cell]:
-    first = [name_cell(case.case.layer), Cell(str(case.case.params.get("model", "")))]
-    if not case.ok:
-        return [*first, *(absent(case.status) for _ in range(10))]
-
-    def cell(metric: str, unit: str = "") -> Cell:
-        return figure_cell(case.value(metric), unit, case=case.case.id)
-
-    def share(metric: str) -> Cell:
-        found = case.value(metric)
-        return absent() if found is None else Cell(percent(found.value), sort=found.value, case=case.case.id)
-
-    is_baseline = case.case.layer == summary.baseline
-    return [
-        *first,
-        cell("decode.tokens_per_second"),
-        cell("time.latency", "s"),
-        Cell("1x", sort=1.0, case=case.case.id) if is_baseline else cell("time.speedup", "x"),
-        _verdict(case, summary),
-        share("decode.blocks_share"),
-        share("decode.head_share"),
-        share("decode.rest_share"),
-        cell("decode.ceiling", "x"),
-        cell("memory.model_bytes", "B"),
-        cell("memory.model_ratio", "x"),
-    ]
-
-
-def _verdict(case: CaseSummary, summary: Summary) -> Cell:
-    if case.verdict is not None:
-        return Cell(verdict_text(case.verdict), tone=verdict_tone(case.verdict), badge=True)
-    # A quick run judges nothing: the column goes.
-    return absent() if summary.quick else Cell("baseline", tone="muted")

@@ -29,6 +29,7 @@ METRICS: dict[str, Metric] = {
     ),
     "roofline.share": Metric("", "higher", "reached share of the measured limit that binds"),
     "decode.tokens_per_second": Metric("tokens/s", "higher", "batch-1 decoding rate"),
+    "decode.prefill_tokens_per_second": Metric("tokens/s", "higher", "rate of reading a prompt, batch 1"),
     "decode.blocks_share": Metric("", "neither", "share of a token's time in transformer blocks"),
     "decode.head_share": Metric("", "neither", "share of a token's time in the output head"),
     "decode.rest_share": Metric("", "neither", "share of a token's time outside blocks and head"),

@@ -238,11 +238,32 @@ def entry_points(
     found: list[tuple[WorkloadSpec, PointPlan]] = []
     for variant in variants(entry, suite):
         spec = kind.quick(variant) if quick else variant
-        kept = [p for p in kind.points(spec) if not excluded(p, entry)]
+        kept = [p for p in _threaded(kind.points(spec), spec) if not excluded(p, entry)]
         found += [(spec, p) for p in kept if not any(p == q and spec == s for s, q in found)]
         if quick:
             break
     return found
+
+
+def _threaded(plans: list[PointPlan], spec: WorkloadSpec) -> list[PointPlan]:
+    """``plans`` with the entry's number of threads, where it names one, among the params of what is
+    timed. Bytes and accuracy are the same for any number."""
+    if spec.threads is None:
+        return plans
+    return [
+        replace(plan, params={**plan.params, "threads": spec.threads}) if plan.phase == "timed" else plan
+        for plan in plans
+    ]
+
+
+def thread_counts(suite: Suite) -> set[int]:
+    """Numbers of threads that entries of ``suite`` name, those of their variants included."""
+    return {
+        spec.threads
+        for entry in suite.workloads
+        for spec in variants(entry, suite)
+        if spec.threads is not None
+    }
 
 
 def variants(entry: WorkloadSpec, suite: Suite) -> list[WorkloadSpec]:

@@ -64,6 +64,9 @@ class WorkloadSpec(BaseModel):
     list gives alternatives (``tokens: [16, 512]``); a shape is itself a list, ``[out, in]``."""
     when: When | None = None
     """Measure this entry only on such a device."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads at this entry's timed points, no more than the run has; None means the run's number. A
+    point that names a number carries it among its params."""
     require_backend: str | None = None
     """What must serve the calls of this entry's layers, such as ``native`` or an instruction set;
     layers of kinds that it never serves (``nn.Linear``) are left alone."""
@@ -89,6 +92,7 @@ class Context:
 
     device: str
     threads: int
+    """Threads in use at this point."""
     seed: int
     """Derived from the run's seed, the launch and the point."""
     cache_dir: Path

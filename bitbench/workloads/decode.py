@@ -1,37 +1,41 @@
-"""``decode``: tokens per second of a pretrained model, one sequence, one token at a time.
+"""``decode``: tokens per second of a language model, one sequence, one token at a time.
 
 The timed call is one step of greedy decoding with a key-value cache: embedding, blocks, head,
 arg max. Beside the clock, untimed steps tell where a token's time goes and how fast decoding could
-become if the replaced layers took none.
+become if the replaced layers took none. With ``prefill``, the reading of prompts is timed too, at
+points of its own (:mod:`bitbench.workloads.prefill`).
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-import time
-from contextlib import ExitStack
-from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from bitbench.data.models import catalog_names, load_causal_lm, parameter_counts
+from bitbench.data.architectures import ARCHITECTURES
+from bitbench.data.models import catalog_names, load_causal_lm
 from bitbench.errors import UserError
+from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
-from bitbench.measure.timers import Event, TorchGpu
 from bitbench.store.schema import Check
 from bitbench.workloads.base import Context, PointPlan, Session, Subject, WorkloadKind
 from bitbench.workloads.language_model import (
-    LOAD_SECONDS_PER_NUMBER,
+    HEAD,
     Converted,
     LanguageModelSpec,
-    convert_blocks,
+    build_model,
+    float_bytes,
+    open_seconds,
+    place,
+    split_numbers,
 )
+from bitbench.workloads.model_check import check_layers
+from bitbench.workloads.prefill import PREFILL, PrefillSubject, prefill_seconds
+from bitbench.workloads.watches import CpuWatch, GpuWatch, Split, Watch, marked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor, nn
 
 PROMPT = (
@@ -41,12 +45,24 @@ PROMPT = (
 STEP_SECONDS_PER_NUMBER = 1.5e-10
 """One token of a float model on two cores: 20 ms for SmolLM2."""
 
+LEAST_SHARE = 0.1
+"""Of a float layer's time that a layer takes at least, however few its bytes."""
+
 UNTIMED_STEPS = 35
 """Steps of a launch for each layer beside the timed ones: prompt, warm-up, two checks, the start of
 each turn, and at six positions a read of some tokens and three steps."""
 
 PREPARE_SECONDS_PER_NUMBER = 4e-9
 """Take over a conversion that the run has cached: half a second for SmolLM2."""
+
+DRAW_SECONDS_PER_NUMBER = 1e-8
+"""Draw and pack a number of a layer."""
+
+CHECK_SECONDS_PER_NUMBER = 2e-9
+"""Both checks of a launch: 4 s for two thousand million numbers, of which a sample is decoded."""
+
+COPY_SECONDS_PER_BYTE = 6e-10
+"""Copy a layer to memory of its own, page faults included."""
 
 TIMED_SECONDS = 0.02
 """Timed per token of a sequence and launch: a float model's time on two cores. Each layer gets a
@@ -55,68 +71,107 @@ mirrored pair of sequences at least."""
 SPLIT_STEPS = 6
 """Positions at which the split is taken, spread over those that a timed block decodes."""
 
+QUICK_TOKENS, QUICK_PROMPT = 8, 64
+
 
 class DecodeSpec(LanguageModelSpec):
-    """``{kind: decode, model: smollm2-135m}``"""
+    """``{kind: decode, model: smollm2-135m, head: same, prefill: [128]}``"""
 
     prompt_tokens: int = Field(default=16, ge=1)
     """Length of the prompt, in the cache before the clock starts."""
     tokens: int = Field(default=32, ge=1)
     """Most tokens decoded after the prompt before starting again from it."""
+    prefill: list[Annotated[int, Field(ge=2)]] = Field(default=[])
+    """Lengths of prompts whose reading is timed too, each at a point of its own."""
 
 
 class DecodeWorkload(WorkloadKind):
     name: ClassVar[str] = "decode"
     spec: ClassVar[type[DecodeSpec]] = DecodeSpec
+    axes: ClassVar[tuple[str, ...]] = ("head", "prefill")
 
     def points(self, spec: DecodeSpec) -> list[PointPlan]:
-        return [PointPlan({"model": spec.model, "tokens": spec.tokens}, "timed", "launches")]
+        model = {"model": spec.model, "head": spec.head}
+        steps = PointPlan({**model, "tokens": spec.tokens}, "timed", "launches")
+        prompts = [
+            PointPlan({**model, "measure": PREFILL, "prompt": n}, "timed", "launches") for n in spec.prefill
+        ]
+        return [steps, *prompts]
 
     def quick(self, spec: DecodeSpec) -> DecodeSpec:
-        return spec.model_copy(update={"tokens": min(8, spec.tokens)})
+        prefill = [min(QUICK_PROMPT, n) for n in spec.prefill[:1]]
+        return spec.model_copy(update={"tokens": min(QUICK_TOKENS, spec.tokens), "prefill": prefill})
 
-    def estimate(self, spec: DecodeSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
-        numbers, _ = parameter_counts(spec.model)
-        steps = UNTIMED_STEPS * STEP_SECONDS_PER_NUMBER * numbers
-        return PREPARE_SECONDS_PER_NUMBER * numbers + steps + TIMED_SECONDS * spec.tokens
+    def estimate(self, spec: DecodeSpec, plan: PointPlan, layer: LayerSpec) -> float:
+        replaced, kept = split_numbers(spec)
+        share = _share(layer)
+        prepare = PREPARE_SECONDS_PER_NUMBER * (replaced + kept)
+        if spec.model in ARCHITECTURES:
+            blocks = ARCHITECTURES[spec.model].config["num_layers"]
+            drawn = DRAW_SECONDS_PER_NUMBER * (replaced / blocks + (kept if spec.head == "same" else 0))
+            prepare = drawn + COPY_SECONDS_PER_BYTE * 4 * share * replaced
+        prepare += CHECK_SECONDS_PER_NUMBER * replaced
+        if PREFILL in plan.params.values():
+            return prepare + prefill_seconds(replaced, plan.params["prompt"])
+        step = STEP_SECONDS_PER_NUMBER * (kept + share * replaced)
+        return prepare + UNTIMED_STEPS * step + max(TIMED_SECONDS, 2 * step) * spec.tokens
 
     def estimate_open(self, spec: DecodeSpec, plan: PointPlan) -> float:  # noqa: ARG002
-        return LOAD_SECONDS_PER_NUMBER * parameter_counts(spec.model)[0]
+        return open_seconds(spec)
 
     def data(self, spec: DecodeSpec) -> list[str]:
         return catalog_names(spec.model)
 
-    def open(self, spec: DecodeSpec, params: dict[str, Any], context: Context) -> Session:  # noqa: ARG002
-        return DecodeSession(spec, context)
+    def open(self, spec: DecodeSpec, params: dict[str, Any], context: Context) -> Session:
+        return DecodeSession(spec, params, context)
+
+
+def _share(layer: LayerSpec) -> float:
+    """Time of a layer at batch 1 as part of the float layer's, by its bytes."""
+    size = 1024
+    cost = layer_registry.get(layer.kind).cost(layer, size, size)
+    return max(LEAST_SHARE, cost.weight_bytes / (4 * size * size))
 
 
 class DecodeSession(Session):
     """The float model, whose embedding and head all layers' models share."""
 
-    def __init__(self, spec: DecodeSpec, context: Context) -> None:
-        import torch
-
-        from bitbench.measure.memory import ledger
-
+    def __init__(self, spec: DecodeSpec, params: dict[str, Any], context: Context) -> None:
         self.spec = spec
         self.context = context
         self.lm = load_causal_lm(spec.model)
+        self.prompt_tokens: int = params.get("prompt", spec.prompt_tokens)
+        self.prefill = params.get("measure") == PREFILL
         limit = self.lm.model.config.context
-        if spec.prompt_tokens + spec.tokens > limit:
+        if self.prefill and self.prompt_tokens > limit:
+            raise UserError(
+                f"a prompt of {self.prompt_tokens} tokens exceeds the context of {spec.model}, {limit}",
+                "Shorten it in `prefill`.",
+            )
+        if not self.prefill and spec.prompt_tokens + spec.tokens > limit:
             raise UserError(
                 f"{spec.prompt_tokens} prompt tokens and {spec.tokens} decoded ones exceed the context of "
                 f"{spec.model}, {limit}",
                 "Lower prompt_tokens or tokens.",
             )
-        ids = self.lm.tokenizer.encode(PROMPT)
-        repeats = -(-spec.prompt_tokens // len(ids))
-        self.prompt = torch.tensor([(ids * repeats)[: spec.prompt_tokens]], device=context.device)
-        self.lm.model.to(context.device)
-        self.float_bytes = ledger(self.lm.model)["layer"]
+        self.prompt = self._read(self.prompt_tokens)
+        place(self.lm, context.device)
+        self.float_bytes = float_bytes(self.lm.model)
         self.subjects: dict[str, DecodeSubject] = {}
 
+    def _read(self, tokens: int) -> Tensor:
+        """The first ``tokens`` ids ``[1, tokens]`` of the prompt, repeated as needed."""
+        import torch
+
+        ids = self.lm.tokenizer.encode(PROMPT)
+        repeats = -(-tokens // len(ids))
+        return torch.tensor([(ids * repeats)[:tokens]], device=self.context.device)
+
     def build(self, layer: str, spec: LayerSpec) -> Subject:
-        subject = DecodeSubject(self, convert_blocks(self.lm, spec, self.context))
+        converted = build_model(self.lm, spec, self.context, head=self.spec.head)
+        if self.prefill:
+            return PrefillSubject(converted, self.prompt, self.context.seed)
+        subject = DecodeSubject(self, converted)
         self.subjects[layer] = subject
         return subject
 
@@ -169,36 +224,11 @@ class DecodeSubject(Subject):
         return self.token
 
     def check(self) -> Check:
-        """Each projection of the first, middle and last block, on the activations of a real step."""
-        count = len(self.model.blocks)
-        chosen = {f"blocks.{index}." for index in (0, count // 2, count - 1)}
-        layers = {
-            name: layer for name, layer in self.converted.layers.items() if name.startswith(tuple(chosen))
-        }
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
-        with ExitStack() as hooks:
-            for name, layer in layers.items():
-                hooks.callback(layer.register_forward_hook(_keep(seen, name)).remove)
-            self.reset()
-            self.call()
-            self.reset()
-        checks = [self._compare(layer, *seen[name]) for name, layer in layers.items()]
-        worst = max(checks, key=lambda check: check.max_error / check.tolerance)
-        return worst.model_copy(
-            update={
-                "passed": all(check.passed for check in checks),
-                "compared": sum(check.compared for check in checks),
-            }
-        )
-
-    def _compare(self, layer: nn.Module, x: Tensor, y: Tensor) -> Check:
-        kind, spec = self.converted.kind, self.converted.spec
-        exact = kind.reference(spec, layer, x.flatten(0, -2), slice(0, y.shape[-1])).double()
-        error = float((y.flatten(0, -2).double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
-        if math.isnan(error):
-            error = math.inf  # NaN has no place in an order, and the worst check is looked for
-        tolerance = kind.tolerance(spec, x.shape[-1])
-        return Check(passed=error <= tolerance, max_error=error, tolerance=tolerance, compared=exact.numel())
+        """On the activations of the first step after the prompt."""
+        self.reset()
+        found = check_layers(self.converted, self.call, self.session.context.seed)
+        self.reset()
+        return found
 
     def fallback(self) -> str | None:
         return self.converted.fallback()
@@ -234,7 +264,7 @@ class DecodeSubject(Subject):
         block decodes. Blocks, head and total come from one step, the converted layers from another of
         the same position: marks around each of them would weigh on the blocks.
         """
-        watch = _GpuWatch() if self.on_gpu else _CpuWatch()
+        watch = GpuWatch() if self.on_gpu else CpuWatch()
         steps = min(SPLIT_STEPS, self.session.spec.tokens)
         found: list[Split] = []
         self.reset()
@@ -247,7 +277,7 @@ class DecodeSubject(Subject):
                 self.cache.truncate(self.session.spec.prompt_tokens + before)
                 parts.append(self._marked_step(watch, layers))
             outer, inner = parts
-            found.append(Split(outer["blocks"], outer["head"], outer["total"], inner["converted"]))
+            found.append(Split(outer["blocks"], outer[HEAD], outer["total"], inner["converted"]))
         self.reset()
         return Split(*(statistics.median(values) for values in zip(*map(astuple, found), strict=True)))
 
@@ -263,94 +293,7 @@ class DecodeSubject(Subject):
 
     def _parts(self) -> dict[str, list[nn.Module]]:
         blocks = self.model.blocks
-        return {"blocks": [blocks[0], blocks[-1]], "head": [self.model.head]}
+        return {"blocks": [blocks[0], blocks[-1]], HEAD: [self.model.head]}
 
     def _marked_step(self, watch: Watch, parts: dict[str, list[nn.Module]]) -> dict[str, float]:
-        """Seconds of one step, ``total``, and in each of ``parts``: from before the first of
-        ``blocks`` to after the last, and the sum over the others."""
-        starts: dict[str, list[Any]] = {name: [] for name in parts}
-        ends: dict[str, list[Any]] = {name: [] for name in parts}
-        with ExitStack() as hooks:
-            for name, modules in parts.items():
-                first, last = (modules[:1], modules[-1:]) if name == "blocks" else (modules, modules)
-                for module in first:
-                    hooks.callback(module.register_forward_pre_hook(_marking(watch, starts[name])).remove)
-                for module in last:
-                    hooks.callback(module.register_forward_hook(_marking(watch, ends[name])).remove)
-            began = watch.mark()
-            self.call()
-            ended = watch.mark()
-        watch.settle()
-        spent = {
-            name: sum(watch.between(a, b) for a, b in zip(starts[name], ends[name], strict=True))
-            for name in parts
-        }
-        return {**spent, "total": watch.between(began, ended)}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Seconds of a step in the blocks, in the head, in all, and in the converted layers."""
-
-    blocks: float
-    head: float
-    total: float
-    converted: float
-
-
-class Watch(Protocol):
-    """Marks moments while work is under way, and tells the time between them afterwards."""
-
-    def mark(self) -> Any: ...
-
-    def settle(self) -> None:
-        """Wait until all that was marked has happened."""
-        ...
-
-    def between(self, start: Any, end: Any) -> float:
-        """Seconds."""
-        ...
-
-
-class _CpuWatch:
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def settle(self) -> None:
-        return
-
-    def between(self, start: float, end: float) -> float:
-        return end - start
-
-
-class _GpuWatch:
-    """Events on the stream: the device does not wait for the host between layers because of them."""
-
-    def __init__(self) -> None:
-        self._gpu = TorchGpu()
-
-    def mark(self) -> Event:
-        event = self._gpu.event()
-        event.record()
-        self._last = event
-        return event
-
-    def settle(self) -> None:
-        self._last.synchronize()
-
-    def between(self, start: Event, end: Event) -> float:
-        return end.since(start) / 1e9
-
-
-def _marking(watch: Watch, marks: list[Any]) -> Callable[..., None]:
-    def hook(*_: Any) -> None:
-        marks.append(watch.mark())
-
-    return hook
-
-
-def _keep(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[name] = (inputs[0].detach().clone(), output.detach().clone())
-
-    return hook
+        return marked(watch, parts, self.call)

@@ -1,4 +1,7 @@
-"""What the workloads on a pretrained language model share: its block layers replaced by a layer kind.
+"""What the workloads on a language model share: its linear layers replaced by a layer kind.
+
+Those of the blocks always, the output head where the entry says ``head: same``. The weights are
+converted, or drawn where the model is known by its shape alone.
 
 Importing this module imports no torch.
 """
@@ -14,14 +17,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 from pydantic import field_validator
 
-from bitbench.data.models import check_causal_lm
+from bitbench.data.architectures import ARCHITECTURES
+from bitbench.data.models import check_causal_lm, parameter_counts
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerKind, LayerSpec
+from bitbench.layers.specs import LinearSpec
+from bitbench.measure.host import memory_available
+from bitbench.measure.memory import trim
 from bitbench.workloads.base import Context, Unsupported, WorkloadSpec
 
 if TYPE_CHECKING:
@@ -37,12 +44,23 @@ float kinds, whose conversion is a cast and quicker than the file."""
 LOAD_SECONDS_PER_NUMBER = 3e-8
 """Dequantise a GGUF file: 4 s for 134.5 million numbers on two cores."""
 
+EMBED_SECONDS_PER_NUMBER = 5e-9
+"""Draw a number of an embedding: 1.6 s for 328 million."""
+
+HEAD = "head"
+GIB = 2**30
+
+Head = Literal["float", "same"]
+
 
 class LanguageModelSpec(WorkloadSpec):
-    """An entry that runs a pretrained model."""
+    """An entry that runs a language model."""
 
     model: str
-    """Catalog name, ``tiny-random``, or the path of a .gguf file."""
+    """Catalog name, ``tiny-random``, ``bitnet-2b-random`` (by shape alone, nothing to score), or the
+    path of a .gguf file."""
+    head: Head = "float"
+    """The output head. float: left as it is. same: replaced too, by what replaces the blocks' layers."""
 
     @field_validator("model")
     @classmethod
@@ -52,11 +70,11 @@ class LanguageModelSpec(WorkloadSpec):
 
 @dataclass(frozen=True)
 class Converted:
-    """A model whose block projections are layers of one kind."""
+    """A model whose block projections, and head where asked for, are layers of one kind."""
 
     model: Llama
     layers: Mapping[str, nn.Module]
-    """The layers under test by their name in the model, such as ``blocks.0.attention.query``."""
+    """The layers under test by their name in the model: ``blocks.0.attention.query``, ``head``."""
     kind: LayerKind
     spec: LayerSpec
 
@@ -71,6 +89,17 @@ class Converted:
         return next((reason for reason in reasons if reason), None)
 
 
+def place(lm: CausalLM, device: str) -> None:
+    """Move what has numbers to ``device``."""
+    lm.model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+
+
+def float_bytes(model: Llama) -> int:
+    """Bytes of the model in float32, whether its tensors have numbers or not."""
+    shown = sum(4 * parameter.numel() for parameter in model.parameters())
+    return shown + sum(buffer.nbytes for buffer in model.buffers())
+
+
 def supported(spec: LayerSpec, context: Context) -> LayerKind:
     """The kind of ``spec``.
 
@@ -83,27 +112,56 @@ def supported(spec: LayerSpec, context: Context) -> LayerKind:
     return kind
 
 
-def convert_blocks(lm: CausalLM, spec: LayerSpec, context: Context) -> Converted:
-    """``lm`` with every linear layer of its blocks replaced by what ``spec`` makes of it.
+def open_seconds(spec: LanguageModelSpec) -> float:
+    """Seconds to load the float model, on two cores."""
+    numbers, converted = parameter_counts(spec.model)
+    if spec.model in ARCHITECTURES:
+        return EMBED_SECONDS_PER_NUMBER * (numbers - converted)
+    return LOAD_SECONDS_PER_NUMBER * numbers
 
-    Embedding, norms and head stay float32 and are shared with ``lm``: one copy in the process. So
-    does the residual stream; a layer of another type casts on its way in and out.
-    Compact conversions are kept in ``context.cache_dir`` by weights and layer description; whoever
-    comes first converts, under a lock, the others wait and read.
+
+def split_numbers(spec: LanguageModelSpec) -> tuple[int, int]:
+    """How many numbers of the model are replaced, and how many stay. What is neither block nor norm
+    counts as the head, which is the embedding in most models."""
+    numbers, blocks = parameter_counts(spec.model)
+    return (numbers, 0) if spec.head == "same" else (blocks, numbers - blocks)
+
+
+def build_model(lm: CausalLM, spec: LayerSpec, context: Context, *, head: Head = "float") -> Converted:
+    """``lm`` with every linear layer of its blocks, and its ``head`` where that is "same", replaced by
+    what ``spec`` makes of it.
+
+    What is not replaced stays float32 and is shared with ``lm``: one copy in the process. So does the
+    residual stream; a layer of another type casts on its way in and out. A head that is tied to the
+    embedding is replaced alone, for low-bit rows are no embedding; a head of another float type takes
+    the embedding with it, as in a model stored in that type.
 
     Raises:
         Unsupported: the layer cannot run here.
+        MemoryError: the weights would not fit.
     """
     kind = supported(spec, context)
     linears = _block_linears(lm.model)
-    path = context.cache_dir / "conversions" / f"{_key(lm, spec)}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        layers = _read(path, linears, kind, spec) if path.is_file() else _convert(path, linears, kind, spec)
+    # The float32 head is what it would be replaced by: a copy would only untie it.
+    replaced = {HEAD: lm.model.head} if head == "same" and not _is_float32(spec) else {}
+    _require_memory(kind, spec, [*linears.values(), *replaced.values()], context.device)
+    if lm.drawn:
+        layers = _drawn(linears, kind, spec, context) | _drawn(replaced, kind, spec, context)
+    else:
+        layers = _converted("blocks", linears, lm, kind, spec, context)
+        if replaced:
+            layers |= _converted(HEAD, replaced, lm, kind, spec, context)
     model = _sharing_copy(lm.model)
     for name, layer in layers.items():
         model.set_submodule(name, layer.to(context.device))
+    _share_embedding(model)
+    if head == "same":
+        layers[HEAD] = model.head
     return Converted(model.eval(), layers, kind, spec)
+
+
+def _is_float32(spec: LayerSpec) -> bool:
+    return isinstance(spec, LinearSpec) and spec.dtype == "float32"
 
 
 def _block_linears(model: Llama) -> dict[str, nn.Linear]:
@@ -113,14 +171,82 @@ def _block_linears(model: Llama) -> dict[str, nn.Linear]:
     return {name: model.get_submodule(name) for name in names}  # type: ignore[misc]
 
 
+def _require_memory(kind: LayerKind, spec: LayerSpec, linears: list[nn.Linear], device: str) -> None:
+    """Raise MemoryError where the layers do not fit into what is free: the system would end the whole
+    process, and with it the layers that do fit. On a GPU the allocator says so itself."""
+    if device != "cpu":
+        return
+    sizes = [(linear.in_features, linear.out_features) for linear in linears]
+    weights = sum(kind.cost(spec, *size).weight_bytes for size in sizes)
+    passing = max((4 * rows * cols for rows, cols in sizes), default=0)  # the float form of one at a time
+    if weights + passing > memory_available():
+        trim()  # what an earlier point has freed may still count as used
+    free = memory_available()
+    if weights + passing > free:
+        raise MemoryError(
+            f"its weights take {weights / GIB:.2f} GiB and {passing / GIB:.2f} GiB while they are made, "
+            f"{free / GIB:.2f} GiB of memory are free: name fewer `layers` in the workload entry"
+        )
+
+
+def _share_embedding(model: Llama) -> None:
+    """Let the embedding of a tied model read a head of another float type."""
+    from bitbench.layers.cast import CastEmbedding, CastLinear
+
+    if model.config.tie_embeddings and isinstance(model.head, CastLinear):
+        model.set_submodule("embedding", CastEmbedding(model.head.weight))
+
+
 def _sharing_copy(model: Llama) -> Llama:
     """A model of its own whose tensors are those of ``model``."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)
 
 
-def _key(lm: CausalLM, spec: LayerSpec) -> str:
-    text = json.dumps([lm.identity, spec.model_dump(mode="json")], sort_keys=True)
+def _drawn(
+    linears: dict[str, nn.Linear], kind: LayerKind, spec: LayerSpec, context: Context
+) -> dict[str, nn.Module]:
+    """Random layers in place of ``linears``, drawn once a shape: all layers of a shape hold the same
+    weights, in memory of their own. Neither time nor bytes depend on the values."""
+    import torch
+    from torch import nn
+
+    from bitbench.layers.cast import CastLinear
+
+    alike: dict[tuple[int, int], list[str]] = {}
+    for name, linear in linears.items():
+        alike.setdefault((linear.in_features, linear.out_features), []).append(name)
+    layers: dict[str, nn.Module] = {}
+    for shape, named in alike.items():
+        first = kind.random(spec, *shape, bias=False, seed=context.seed)
+        if isinstance(first, nn.Linear) and first.weight.dtype != torch.float32:
+            first = CastLinear(first)
+        first = first.to(context.device).eval()
+        layers |= zip(named, [first, *kind.copies(first, len(named) - 1)], strict=True)
+    return layers
+
+
+def _converted(
+    part: str,
+    linears: dict[str, nn.Linear],
+    lm: CausalLM,
+    kind: LayerKind,
+    spec: LayerSpec,
+    context: Context,
+) -> dict[str, nn.Module]:
+    """What ``spec`` makes of ``linears``, the ``part`` of ``lm``.
+
+    Compact conversions are kept in ``context.cache_dir`` by weights, part and layer description;
+    whoever comes first converts, under a lock, the others wait and read.
+    """
+    path = context.cache_dir / "conversions" / f"{_key(lm, part, spec)}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        return _read(path, linears, kind, spec) if path.is_file() else _convert(path, linears, kind, spec)
+
+
+def _key(lm: CausalLM, part: str, spec: LayerSpec) -> str:
+    text = json.dumps([lm.identity, part, spec.model_dump(mode="json")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

@@ -12,8 +12,9 @@ from pydantic import Field
 from bitbench.layers import registry
 from bitbench.layers.base import LayerKind, LayerSpec
 from bitbench.measure.host import last_level_cache, memory_available
-from bitbench.measure.memory import file_bytes, ledger, peak_on
-from bitbench.measure.roofline import READ_CACHES, Work
+from bitbench.measure.memory import peak_on
+from bitbench.measure.peaks import READ_CACHES
+from bitbench.measure.roofline import Work
 from bitbench.store.schema import Check
 from bitbench.suite.shapes import Shapes
 from bitbench.workloads.base import (
@@ -25,6 +26,7 @@ from bitbench.workloads.base import (
     WorkloadKind,
     WorkloadSpec,
 )
+from bitbench.workloads.ledger import byte_figures
 
 if TYPE_CHECKING:
     import torch
@@ -144,9 +146,12 @@ class LinearSession(Session):
         )
 
     def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002
+        from torch import nn
+
         made = self._make(spec)
         x = self.input(made.dtype, PEAK_TOKENS)
-        metrics = bytes_of(made, self.bias)
+        plain = nn.Linear(made.in_features, made.out_features, bias=self.bias)
+        metrics = byte_figures(made.module, plain, made.format_bits)
         peak = self._peak(made.module, x)
         if peak is not None:
             metrics["memory.peak_bytes"] = float(peak)
@@ -286,6 +291,7 @@ class LinearSubject(Subject):
             operations=2 * made.macs_per_token * self._x.shape[0],
             compute=made.compute,
             from_memory=self._from_memory,
+            isa=getattr(made.spec, "isa", None) or "",
         )
 
 
@@ -353,29 +359,3 @@ def poison(x: torch.Tensor, out_features: int) -> None:
     blocks = [x.new_empty(x.shape[0], out_features).fill_(math.nan) for _ in range(2)]
     wide = x.new_full((x.shape[0], out_features), math.nan, dtype=torch.float32)
     del blocks, wide
-
-
-def bytes_of(made: Made, bias: bool) -> dict[str, float]:
-    """All exact ``memory.*`` figures of a layer."""
-    from torch import nn
-
-    plain = nn.Linear(made.in_features, made.out_features, bias=bias)
-    own, fp32 = ledger(made.module), ledger(plain)
-    own_file, fp32_file = file_bytes(made.module), file_bytes(plain)
-    weight = own["codes"] + own["scales"]
-    return {
-        "memory.codes_bytes": float(own["codes"]),
-        "memory.scales_bytes": float(own["scales"]),
-        "memory.bias_bytes": float(own["bias"]),
-        "memory.buffers_bytes": float(own["buffers"]),
-        "memory.slack_bytes": float(own["slack"]),
-        "memory.weight_bytes": float(weight),
-        "memory.layer_bytes": float(own["layer"]),
-        "memory.file_bytes": float(own_file),
-        "memory.bits_per_weight": 8.0 * weight / (made.in_features * made.out_features),
-        "memory.format_bits": made.format_bits,
-        "memory.weight_ratio": fp32["codes"] / weight,
-        "memory.weight_ratio_bf16": fp32["codes"] / 2 / weight,
-        "memory.layer_ratio": fp32["layer"] / own["layer"],
-        "memory.file_ratio": fp32_file / own_file,
-    }

@@ -1,4 +1,4 @@
-"""``perplexity``: a pretrained model's quality after its block layers are replaced, without retraining.
+"""``perplexity``: a pretrained model's quality after its layers are replaced, without retraining.
 
 Teacher-forced over windows of held-out text that share no token; each window is a document of the
 interval. The loss depends on numerics alone, so packing formats that decode to the same weights
@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from bitbench.data.models import catalog_names, load_causal_lm, parameter_counts
+from bitbench.data.models import catalog_names, check_causal_lm, load_causal_lm, parameter_counts
 from bitbench.data.texts import check_text, load_text
 from bitbench.errors import UserError
 from bitbench.layers.base import LayerSpec
 from bitbench.workloads.base import Context, Outcome, PointPlan, Session, WorkloadKind
-from bitbench.workloads.language_model import LOAD_SECONDS_PER_NUMBER, LanguageModelSpec, convert_blocks
+from bitbench.workloads.language_model import (
+    LanguageModelSpec,
+    build_model,
+    open_seconds,
+    place,
+    split_numbers,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +52,11 @@ class PerplexitySpec(LanguageModelSpec):
     length: int = Field(default=512, ge=2)
     """Tokens scored in each window."""
 
+    @field_validator("model")
+    @classmethod
+    def _has_weights(cls, model: str) -> str:
+        return check_causal_lm(model, scored=True)
+
     @field_validator("text")
     @classmethod
     def _known_text(cls, text: str) -> str:
@@ -55,21 +66,27 @@ class PerplexitySpec(LanguageModelSpec):
 class PerplexityWorkload(WorkloadKind):
     name: ClassVar[str] = "perplexity"
     spec: ClassVar[type[PerplexitySpec]] = PerplexitySpec
+    axes: ClassVar[tuple[str, ...]] = ("head",)
 
     def points(self, spec: PerplexitySpec) -> list[PointPlan]:
-        params = {"model": spec.model, "text": spec.text, "tokens": spec.windows * spec.length}
+        params = {
+            "model": spec.model,
+            "head": spec.head,
+            "text": spec.text,
+            "tokens": spec.windows * spec.length,
+        }
         return [PointPlan(params, "once", "documents")]
 
     def quick(self, spec: PerplexitySpec) -> PerplexitySpec:
         return spec.model_copy(update={"windows": 1})
 
     def estimate(self, spec: PerplexitySpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
-        numbers, converted = parameter_counts(spec.model)
+        numbers, _ = parameter_counts(spec.model)
         score = SCORE_SECONDS_PER_NUMBER_TOKEN * numbers * spec.windows * spec.length
-        return convert_seconds(layer) * converted + score
+        return convert_seconds(layer) * split_numbers(spec)[0] + score
 
     def estimate_open(self, spec: PerplexitySpec, plan: PointPlan) -> float:  # noqa: ARG002
-        return LOAD_SECONDS_PER_NUMBER * parameter_counts(spec.model)[0]
+        return open_seconds(spec)
 
     def data(self, spec: PerplexitySpec) -> list[str]:
         return [*catalog_names(spec.model), *catalog_names(spec.text)]
@@ -93,6 +110,7 @@ class PerplexitySession(Session):
         import torch
 
         self.context = context
+        self.head = spec.head
         self.lm = load_causal_lm(spec.model)
         limit = self.lm.model.config.context
         if spec.length > limit:
@@ -110,10 +128,10 @@ class PerplexitySession(Session):
             torch.tensor(ids[start : start + spec.length + 1], device=context.device)
             for start in range(0, spec.windows * spec.length, spec.length)
         ]
-        self.lm.model.to(context.device)
+        place(self.lm, context.device)
 
     def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002
-        converted = convert_blocks(self.lm, spec, self.context)
+        converted = build_model(self.lm, spec, self.context, head=self.head)
         losses = [self._score(converted.model, window) for window in self.windows]
         mean = sum(losses) / len(losses)
         if not mean < LARGEST_NLL:

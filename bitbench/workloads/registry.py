@@ -11,6 +11,7 @@ REGISTRY: Registry[WorkloadKind] = Registry(
     WorkloadKind,  # type: ignore[type-abstract]
     {
         "linear": "bitbench.workloads.linear:LinearWorkload",
+        "conv2d": "bitbench.workloads.conv2d:Conv2dWorkload",
         "decode": "bitbench.workloads.decode:DecodeWorkload",
         "perplexity": "bitbench.workloads.perplexity:PerplexityWorkload",
         "pretrain": "bitbench.workloads.pretrain:PretrainWorkload",

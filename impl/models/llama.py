@@ -1,18 +1,23 @@
 """A Llama-family decoder (Touvron et al., arXiv 2302.13971): the whole network in one read.
 
-Pre-norm blocks of grouped-query attention with rotary positions and a SwiGLU feed-forward. Every
+Pre-norm blocks of grouped-query attention with rotary positions and a gated feed-forward. Every
 projection of a block comes from a factory, so that any layer can stand in for ``nn.Linear``.
-Decoding writes keys and values into a cache allocated once.
+Decoding writes keys and values into a cache allocated once. With ``activation="relu2"`` and
+``sub_norms`` it is the network of BitNet b1.58 2B4T (Ma et al., arXiv 2504.12285).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Activation = Literal["silu", "relu2"]
+"""Of the feed-forward's gate. ``relu2``: the square of ReLU (So et al., arXiv 2109.08668)."""
 
 LinearFactory = Callable[[int, int], nn.Module]
 """``factory(in_features, out_features)``: a layer without bias that maps the last dimension."""
@@ -45,8 +50,14 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     """Whether the output head is the embedding matrix."""
+    activation: Activation = "silu"
+    sub_norms: bool = False
+    """Whether the output projection of the attention and the down projection normalise their input."""
 
     def __post_init__(self) -> None:
+        if self.activation not in get_args(Activation):
+            known = " or ".join(repr(name) for name in get_args(Activation))
+            raise ValueError(f"activation={self.activation!r} must be {known}")
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be num_heads={self.num_heads} times an even head size"
@@ -145,6 +156,7 @@ class Attention(nn.Module):
         self.query = linear(config.hidden_size, config.hidden_size)
         self.key = linear(config.hidden_size, kv_size)
         self.value = linear(config.hidden_size, kv_size)
+        self.sub_norm = RMSNorm(config.hidden_size, config.norm_eps) if config.sub_norms else None
         self.output = linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, rotation: Tensor, layer: int, cache: KVCache | None) -> Tensor:
@@ -176,20 +188,24 @@ class Attention(nn.Module):
                 enable_gqa=config.num_heads != config.num_kv_heads,
             )
             mixed = mixed.transpose(1, 2).reshape(batch, tokens, -1)
-        return self.output(mixed)
+        return self.output(mixed if self.sub_norm is None else self.sub_norm(mixed))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202)."""
+    """A gated feed-forward: SwiGLU (Shazeer, arXiv 2002.05202), or with the square of ReLU at the gate."""
 
     def __init__(self, config: LlamaConfig, linear: LinearFactory) -> None:
         super().__init__()
         self.gate = linear(config.hidden_size, config.intermediate_size)
         self.up = linear(config.hidden_size, config.intermediate_size)
+        self.sub_norm = RMSNorm(config.intermediate_size, config.norm_eps) if config.sub_norms else None
         self.down = linear(config.intermediate_size, config.hidden_size)
+        self.squared = config.activation == "relu2"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate = self.gate(x)
+        mixed = (F.relu(gate).square() if self.squared else F.silu(gate)) * self.up(x)
+        return self.down(mixed if self.sub_norm is None else self.sub_norm(mixed))
 
 
 class Block(nn.Module):

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from bitbench.analysis.aggregate import common_shapes, linear_points, linear_shapes, totals
+from bitbench.analysis.aggregate import (
+    Point,
+    common_shapes,
+    headline_points,
+    linear_points,
+    linear_shapes,
+    totals,
+)
 from bitbench.analysis.summary import MISSING, CaseSummary, Summary, summarise
 from bitbench.analysis.verdicts import Word
 from bitbench.store.reader import RunData, load_run
@@ -170,8 +177,9 @@ def test_an_interrupted_run_keeps_what_it_has(run: RunData) -> None:
 
 def test_totals_add_shapes_within_a_launch(summary: Summary) -> None:
     assert linear_shapes(summary) == [[2048, 2048], [8192, 2048]]
-    assert linear_points(summary) == [(1, "hot"), (1, "cold"), (16, "hot"), (16, "cold"), (512, "hot")]
-    found = totals(summary, (1, "hot"))
+    points = [(1, "hot"), (1, "cold"), (16, "hot"), (16, "cold"), (512, "hot")]
+    assert linear_points(summary) == headline_points(summary) == [Point(*point) for point in points]
+    found = totals(summary, Point(1, "hot"))
     parts = [timed(summary, "ternary", rows).series["time.latency"].values for rows in (2048, 8192)]
     expected = {launch: parts[0][launch] + parts[1][launch] for launch in range(5)}
     assert found["ternary"].latency.values == pytest.approx(expected)
@@ -183,11 +191,13 @@ def test_totals_use_the_shapes_planned_for_every_layer(run: RunData) -> None:
     """A shape that only some layers were to be measured at must not blank out the others."""
     cases = [c for c in run.cases if not (c.layer == "k2" and c.params.get("shape") == [8192, 2048])]
     partial = summarise(RunData(run.path, run.info, cases, run.records, []))
-    assert common_shapes(partial, (1, "hot")) == [[2048, 2048]]
-    assert "k2" in totals(partial, (1, "hot"))
+    assert common_shapes(partial, Point(1, "hot")) == [[2048, 2048]]
+    assert "k2" in totals(partial, Point(1, "hot"))
     none_shared = [c for c in cases if c.layer == "k2" or c.params.get("shape") != [2048, 2048]]
     disjoint = summarise(RunData(run.path, run.info, none_shared, run.records, []))
-    assert common_shapes(disjoint, (1, "hot")) == [[2048, 2048], [8192, 2048]]
+    assert common_shapes(disjoint, Point(1, "hot")) == [[8192, 2048]], "where most layers meet"
+    assert "k2" not in totals(disjoint, Point(1, "hot"))
+    assert "ternary" in totals(disjoint, Point(1, "hot"))
 
 
 def test_verdicts_are_one_family_with_pooled_variances(builder: Any) -> None:
@@ -210,7 +220,7 @@ def test_verdicts_are_one_family_with_pooled_variances(builder: Any) -> None:
 
 def test_totals_are_judged_as_one_family(builder: Any) -> None:
     summary = summarise(builder.plain())
-    found = totals(summary, (1, "hot"))
+    found = totals(summary, Point(1, "hot"))
     verdicts = [total.verdict for total in found.values() if total.verdict is not None]
     assert [verdict.corrected_over for verdict in verdicts] == [2, 2]
     assert found["linear"].verdict is None

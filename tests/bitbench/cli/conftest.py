@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bitbench.execute import paired, runner, sides
-from bitbench.execute.runner import Machine
+from bitbench.execute import machine, paired, sides
+from bitbench.execute.machine import Machine
 from bitbench.execute.sides import SideCode, describe_sides
 from bitbench.measure import foreign
 from bitbench.store.reader import RunData, load_run
@@ -144,7 +144,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     made = Lab(tmp_path)
     monkeypatch.setattr(paired, "execute_paired", made.execute_paired)
     monkeypatch.setattr(sides, "prepare_side", made.prepare_side)
-    monkeypatch.setattr(runner, "probe", made.probe)
+    monkeypatch.setattr(machine, "probe", made.probe)
     monkeypatch.setattr(foreign, "busy_processes", lambda: made.busy)
     monkeypatch.setenv("BITBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

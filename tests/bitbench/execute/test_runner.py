@@ -394,26 +394,28 @@ def test_limits_measured_again_are_handed_on(
     plan_of: Any, run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else each launch would measure them once more, seconds each time, for the same result."""
-    told: list[dict[str, Any]] = []
+    told: list[Any] = []
     handed: list[bool] = []
+    one, two = ({"read_bytes_per_s": 5e9 * threads, "threads": threads} for threads in (1, 2))
     real_start, real_event = runner.Worker.__init__, runner.Worker.next_event
 
     def start(self: Any, job: Any, log: Path) -> None:
-        told.append(job.peaks)
+        told.append((job.peaks, job.peaks_at))
         real_start(self, job, log)
 
     def event(self: Any, *arguments: Any) -> dict[str, Any] | None:
         found = real_event(self, *arguments)
         if found == {"event": "done"} and len(told) == 1 and not handed:
             handed.append(True)
-            self._buffer = b'{"event": "done"}\n' + self._buffer
-            return {"event": "peaks", "peaks": {"read_bytes_per_s": 5e9}}
+            second = {"event": "peaks", "peaks": two}
+            self._buffer = json.dumps(second).encode() + b'\n{"event": "done"}\n' + self._buffer
+            return {"event": "peaks", "peaks": one}
         return found
 
     monkeypatch.setattr(runner.Worker, "__init__", start)
     monkeypatch.setattr(runner.Worker, "next_event", event)
     run_of(plan_of({"a": {}}, launches=3), tmp_path / "run")
-    assert [peaks.get("read_bytes_per_s", 0) for peaks in told] == [0, 5e9, 5e9]
+    assert told == [({}, {}), (one, {2: two}), (one, {2: two})]
 
 
 @pytest.mark.parametrize("again", [0.0, 5e9])
@@ -423,16 +425,18 @@ def test_a_worker_tells_limits_that_rose(monkeypatch: pytest.MonkeyPatch, again:
     from bitbench.measure.roofline import Peaks
 
     class Rising:
-        def __init__(self, peaks: Peaks, remeasure: Any) -> None:
-            self.peaks = peaks.best(Peaks(read_bytes_per_s=again))
+        def __init__(self, peaks: dict[int, Peaks], remeasure: Any) -> None:
+            assert peaks == {1: Peaks(), 2: Peaks(fp32_per_s=1e9)}
 
-    monkeypatch.setattr(worker, "Ruler", Rising)
+        def changed(self) -> list[Peaks]:
+            return [Peaks(read_bytes_per_s=again, threads=2)] if again else []
+
+    monkeypatch.setattr(worker, "Rulers", Rising)
     monkeypatch.setattr(worker, "set_threads", lambda threads: None)
     monkeypatch.setattr(worker.gc, "freeze", lambda: None)
     stream = io.StringIO()
-    worker.do(
-        Job(mode="timed", name="t", seed=0, device="cpu", threads=1), worker.Events(stream), io.BytesIO()
-    )
+    job = Job(mode="timed", name="t", seed=0, device="cpu", threads=1, peaks_at={2: {"fp32_per_s": 1e9}})
+    worker.do(Job.model_validate_json(job.model_dump_json()), worker.Events(stream), io.BytesIO())
     told = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [event["event"] for event in told] == (["peaks"] if again else [])
     assert not told or told[0]["peaks"]["read_bytes_per_s"] == again

@@ -18,7 +18,7 @@ from bitbench.execute.imports import SideFinder, import_from
 from bitbench.execute.jobs import Job, Setting, timed_job
 from bitbench.execute.process import worker_environment
 from bitbench.execute.steered import IDLE_PATIENCE, Command, come_to_rest, obey
-from bitbench.measure.roofline import Peaks, Ruler
+from bitbench.measure.roofline import Peaks, Rulers
 from bitbench.store.schema import Record
 
 
@@ -166,7 +166,7 @@ def test_its_pool_is_asleep_before_the_other_side_is_timed(
     lines = io.BytesIO(b"".join(command.model_dump_json().encode() + b"\n" for command in commands))
     told: Any = Told()
     monkeypatch.setattr(steered, "come_to_rest", lambda: told.events.append("rest"))
-    obey(job, lines, told, Ruler(Peaks(), Peaks))
+    obey(job, lines, told, Rulers({}, lambda threads: Peaks()))
     rest = ["rest"] if threads > 1 else []
     timed = [*rest, "timed"]
     assert told.events == [*("ready", *rest, "opened", *timed, *timed, "record", "concluded", "closed")]

@@ -12,7 +12,7 @@ from bitbench.execute import timed
 from bitbench.execute.jobs import Setting, Visit, timed_job
 from bitbench.execute.timed import PointClock
 from bitbench.measure.clock import Budget
-from bitbench.measure.roofline import Peaks, Ruler
+from bitbench.measure.roofline import Peaks, Rulers
 from bitbench.measure.timers import CpuTimer
 from bitbench.store.schema import Record, Status
 
@@ -34,7 +34,7 @@ def visit_once(
         visit,
         records.append,
         lambda layer, stage: stages.append((layer, stage)),
-        Ruler(Peaks(), Peaks),
+        Rulers({}, lambda threads: Peaks()),
         QUICK,
     )
     clock.run()
@@ -201,3 +201,39 @@ def test_a_gpu_is_timed_as_the_cache_and_the_size_of_a_call_ask_for(
     monkeypatch.setattr("bitbench.execute.point.TorchGpu", FakeGpu)
     _, records = visit_once(plan_of({"a": subject}), 0, tmp_path, device="cuda")
     assert records["a"].timer == timer
+
+
+def test_a_point_is_measured_with_its_own_threads(plan_of: Any, tmp_path: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    plan = plan_of({"a": {}, "b": {}}, threads=1)
+    missing = {(case.id, 0) for case in plan.cases}
+    job = timed_job(plan, Setting("cpu", 2, str(tmp_path), {}), 0, missing)
+    (visit,) = job.visits
+    seen: list[int] = []
+    records: list[Record] = []
+    rulers = Rulers({}, lambda threads: Peaks())
+    try:
+        PointClock(
+            job, visit, records.append, lambda *_: seen.append(torch.get_num_threads()), rulers, QUICK
+        ).run()
+        assert torch.get_num_threads() == 2, "the run's, for the next point"
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+    assert [record.status for record in records] == [Status.OK] * 2
+    # One thread is all there was: two would have shown half.
+    assert all(record.metrics["cpu.utilisation"] > 0.6 for record in records)
+
+
+def test_more_threads_than_the_run_has_are_unsupported(plan_of: Any, run_of: Any, tmp_path: Path) -> None:
+    run = run_of(plan_of({"a": {}, "b": {}}, exact=1, threads=7), tmp_path / "run")
+    found = {(record.status, record.reason) for record in run.records}
+    assert found == {
+        (Status.OK, ""),
+        (
+            Status.UNSUPPORTED,
+            "7 threads are more than the 1 of the run: give --threads 7 where there are as many cores",
+        ),
+    }

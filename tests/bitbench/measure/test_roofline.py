@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitbench.measure.roofline import CACHE_READ, Peaks, Ruler, Work, bound, level, measure_peaks, share
-from impl import native
+from bitbench.measure.roofline import (
+    CACHE_READ,
+    Peaks,
+    Ruler,
+    Rulers,
+    Work,
+    bound,
+    level,
+    share,
+)
 
 PEAKS = Peaks(read_bytes_per_s=10e9, fp32_per_s=100e9, int8_per_s=400e9)
 
@@ -137,15 +145,49 @@ def test_a_share_above_one_asks_for_the_limit_again() -> None:
     assert Ruler(PEAKS, lambda: PEAKS).share(work(10**6, 10**11), 0.5) == pytest.approx(2.0)
 
 
-def test_peaks_of_this_machine_are_sane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitbench.measure.roofline.SECONDS_EACH", 0.02)
-    monkeypatch.setattr("bitbench.measure.roofline.MM_SIZE", 256)
-    peaks = measure_peaks("cpu", 1, 1024**2)
-    assert 1e8 < peaks.read_bytes_per_s < 1e13
-    assert 1e8 < peaks.fp32_per_s < 1e14
-    if native.available() and native.isa() != "portable":
-        assert peaks.int8_per_s > 1e9
-        assert peaks.bit_per_s > peaks.int8_per_s
-    # Noise may leave no difference between a long and a short read; a rate, if any, is a rate.
-    assert peaks.cache_bytes_per_s == 0 or 1e8 < peaks.cache_bytes_per_s < 1e13
-    assert Peaks(**peaks.as_dict()) == peaks
+SETS = Peaks(
+    read_bytes_per_s=10e9,
+    int8_per_s=400e9,
+    bit_per_s=3000e9,
+    isas={"avx512": {"int8": 400e9, "bit": 3000e9}, "avx2": {"int8": 200e9}},
+)
+
+
+def test_a_layer_held_to_an_instruction_set_is_held_to_its_rate() -> None:
+    many = work(10**6, 10**11, "int8")
+    assert share(many, SETS, 1.0) == pytest.approx(0.25)
+    assert share(replace(many, isa="avx2"), SETS, 1.0) == pytest.approx(0.5)
+    assert share(replace(many, isa="portable"), SETS, 1.0) is None, "it has no loops to measure"
+    assert level(replace(many, isa="avx2"), SETS, 0.4).word == "suspicious"
+    assert level(many, SETS, 0.4).word == "ok"
+    # Signs without a rate of their own: bandwidth binds even at the rate of int8.
+    bits = replace(work(10**9, 10**9, "bit"), isa="avx2")
+    limit = bound(bits, SETS)
+    assert limit is not None
+    assert limit.limit == "memory"
+
+
+def test_the_better_of_two_measurements_is_kept_by_instruction_set() -> None:
+    later = Peaks(int8_per_s=300e9, isas={"avx2": {"int8": 250e9, "bit": 900e9}, "avx512": {"int8": 1e9}})
+    both = SETS.best(later)
+    assert both.int8_per_s == 400e9
+    assert both.isas == {"avx512": {"int8": 400e9, "bit": 3000e9}, "avx2": {"int8": 250e9, "bit": 900e9}}
+    assert SETS.isas["avx2"] == {"int8": 200e9}, "the measurements themselves stay as they are"
+
+
+def test_each_number_of_threads_has_its_own_limits() -> None:
+    asked: list[int] = []
+
+    def again(threads: int) -> Peaks:
+        asked.append(threads)
+        return Peaks(read_bytes_per_s=40e9, fp32_per_s=100e9, threads=threads)
+
+    two, one = replace(PEAKS, threads=2), Peaks(read_bytes_per_s=6e9, fp32_per_s=50e9, threads=1)
+    rulers = Rulers({2: two, 1: one}, again)
+    assert rulers.of(2).share(COLD, 0.2) == pytest.approx(0.5)
+    assert rulers.of(1).share(COLD, 0.2) == pytest.approx(0.1 / 0.12)
+    assert rulers.of(4).share(COLD, 0.2) is None, "nobody measured with four"
+    assert rulers.changed() == []
+    assert rulers.of(1).level(COLD, 0.05).word == "ok"
+    assert asked == [1]
+    assert rulers.changed() == [Peaks(read_bytes_per_s=40e9, fp32_per_s=100e9, threads=1)]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitbench.errors import UserError
-from bitbench.suite.expand import PROCESS_SECONDS, Plan, expand
+from bitbench.suite.expand import PROCESS_SECONDS, Plan, expand, thread_counts
 from bitbench.suite.load import parse_suite
 from bitbench.suite.schema import Suite
 
@@ -234,3 +234,25 @@ def test_quick_keeps_the_first_entry_of_each_workload() -> None:
     plan = expand(suite(workloads=entries), quick=True)
     assert {p.workload for p in plan.points} == {"linear", "decode"}
     assert {tuple(p.params["shape"]) for p in plan.points if p.workload == "linear"} == {(8, 8)}
+
+
+def test_an_entry_may_name_its_threads() -> None:
+    """They are part of what is timed; bytes are those of any number and are measured once."""
+    both = suite(entry(tokens=[1], cache=["hot"], memory=True, include=[{"threads": 1}, {"threads": 3}]))
+    plan = expand(both)
+    assert [p.label for p in plan.points] == [
+        "linear/8x16/tokens=1/cache=hot",
+        "linear/8x16/memory",
+        "linear/8x16/tokens=1/cache=hot/threads=1",
+        "linear/8x16/tokens=1/cache=hot/threads=3",
+    ]
+    assert thread_counts(both) == {1, 3}
+    assert thread_counts(suite(entry())) == set()
+    # Naming the number changes nothing for the points that do not.
+    assert plan.points[0].id == expand(suite(entry(tokens=[1], cache=["hot"]))).points[0].id
+    assert [point.spec.threads for point in plan.points] == [None, None, 1, 3]
+
+
+def test_threads_can_be_excluded_like_any_other_param() -> None:
+    plan = expand(suite(entry(include=[{"threads": 1}], exclude=[{"threads": 1, "cache": "cold"}])))
+    assert params(plan)[4:] == [([8, 16], 1, "hot", 1), ([8, 16], 16, "hot", 1)]

@@ -58,14 +58,14 @@ demo.yaml:3: baseline: this suite has no layer 'liner'
         "  ternary: {kind: ternay}",
         """\
 demo.yaml:6: layers.ternary.kind: unknown layer kind 'ternay'
-    did you mean 'ternary'? known: linear, torch_int8, binary, ternary, latent_free, k_ternary""",
+    did you mean 'ternary'? known: linear, torch_int8, binary, ternary, latent_free, k_ternary, torch_int_mm, ort_matmul_nbits, ggml, litespark""",
     ),
     (
         "  ternary: {kind: ternary}",
         "  ternary: {format: base3}",
         """\
 demo.yaml:6: layers.ternary: a layer needs a kind
-    known: linear, torch_int8, binary, ternary, latent_free, k_ternary""",
+    known: linear, torch_int8, binary, ternary, latent_free, k_ternary, torch_int_mm, ort_matmul_nbits, ggml, litespark""",
     ),
     (
         "  ternary: {kind: ternary}",
@@ -85,14 +85,14 @@ demo.yaml:6: layers.ternary.format: the text 'base4' is not possible here
         "  ternary: {kind: ternary, formt: base3}",
         """\
 demo.yaml:6: layers.ternary.formt: unknown key 'formt'
-    did you mean 'format'? allowed: kind, require_backend, timeout, form, group_size, scale_dtype, activation_bits, format, rule, scale, ste""",
+    did you mean 'format'? allowed: kind, require_backend, timeout, form, group_size, scale_dtype, isa, activation_bits, format, rule, scale, ste""",
     ),
     (
         "  ternary: {kind: ternary}",
         "  ternary: {kind: ternary, require_backend: avx51, timeout: 30}",
         """\
 demo.yaml:6: layers.ternary.require_backend: a layer of kind ternary is never served by 'avx51'
-    did you mean 'avx512'? it can be: native, torch, avx512, avx2, portable""",
+    did you mean 'avx512'? it can be: native, torch, avx512, avx2, neon_i8mm, neon, portable""",
     ),
     (
         "  ternary: {kind: ternary}",
@@ -207,14 +207,14 @@ demo.yaml:11: workloads[0].cache[0]: the text 'warm' is not possible here
         "kind: linear\n    require_backend: nativ\n    sh",
         """\
 demo.yaml:9: workloads[0].require_backend: a layer of kind linear, ternary is never served by 'nativ'
-    did you mean 'native'? it can be: torch, native, avx512, avx2, portable""",
+    did you mean 'native'? it can be: torch, native, avx512, avx2, neon_i8mm, neon, portable""",
     ),
     (
         "kind: linear\n    sh",
         "kind: liner\n    sh",
         """\
 demo.yaml:8: workloads[0].kind: unknown workload kind 'liner'
-    did you mean 'linear'? known: linear, decode, perplexity, pretrain, classify, train_step, self_proof""",
+    did you mean 'linear'? known: linear, conv2d, decode, perplexity, pretrain, classify, train_step, self_proof""",
     ),
     (
         "tokens: [1, 16]",
@@ -250,7 +250,7 @@ demo.yaml:11: workloads[0].zip: zipped lists must have one length: tokens has 3,
         """\
 demo.yaml:11: workloads[0].include[0].shapes[0]: out_features must be from 1 to 1048576, not 0
 demo.yaml:11: workloads[0].include[1].tokns: unknown key 'tokns'
-    did you mean 'tokens'? allowed: kind, layers, launches, zip, include, exclude, when, require_backend, timeout, shapes, tokens, cache, bias, memory""",
+    did you mean 'tokens'? allowed: kind, layers, launches, zip, include, exclude, when, threads, require_backend, timeout, shapes, tokens, cache, bias, memory""",
     ),
     (
         "tokens: [1, 16]",
@@ -271,7 +271,7 @@ demo.yaml:11: workloads[0].layers[1]: this suite has no layer 'ternery'
         "metric: memory.wieght_ratio",
         """\
 demo.yaml:15: claims[0].metric: unknown metric 'memory.wieght_ratio'
-    did you mean 'memory.weight_ratio'? known: time.latency, time.speedup, time.speedup_best_float, roofline.share, decode.tokens_per_second, decode.blocks_share, decode.head_share, decode.rest_share, decode.ceiling, cpu.utilisation, gpu.utilisation, gpu.memory_utilisation, gpu.power_w, gpu.energy_j, gpu.sm_mhz, memory.codes_bytes, memory.scales_bytes, memory.bias_bytes, memory.buffers_bytes, memory.slack_bytes, memory.weight_bytes, memory.layer_bytes, memory.file_bytes, memory.peak_bytes, memory.training_bytes, memory.training_peak_bytes, memory.bits_per_weight, memory.format_bits, memory.weight_ratio, memory.weight_ratio_bf16, memory.layer_ratio, memory.file_ratio, memory.model_bytes, memory.model_ratio, quality.perplexity, quality.perplexity_ratio, quality.tokens, quality.nll, training.bits_per_byte, training.accuracy and 2 more""",
+    did you mean 'memory.weight_ratio'? known: time.latency, time.speedup, time.speedup_best_float, roofline.share, decode.tokens_per_second, decode.prefill_tokens_per_second, decode.blocks_share, decode.head_share, decode.rest_share, decode.ceiling, cpu.utilisation, gpu.utilisation, gpu.memory_utilisation, gpu.power_w, gpu.energy_j, gpu.sm_mhz, memory.codes_bytes, memory.scales_bytes, memory.bias_bytes, memory.buffers_bytes, memory.slack_bytes, memory.weight_bytes, memory.layer_bytes, memory.file_bytes, memory.peak_bytes, memory.training_bytes, memory.training_peak_bytes, memory.bits_per_weight, memory.format_bits, memory.weight_ratio, memory.weight_ratio_bf16, memory.layer_ratio, memory.file_ratio, memory.model_bytes, memory.model_ratio, quality.perplexity, quality.perplexity_ratio, quality.tokens, quality.nll, training.bits_per_byte and 3 more""",
     ),
     (
         "where: {layer: ternary}",

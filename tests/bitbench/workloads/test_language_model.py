@@ -19,9 +19,10 @@ from bitbench.layers.base import LayerCost, LayerKind, LayerSpec
 from bitbench.store.metrics import METRICS
 from bitbench.workloads import language_model
 from bitbench.workloads.base import Context, PointPlan, Session, Unsupported, WorkloadKind
-from bitbench.workloads.decode import DecodeSpec, DecodeSubject, DecodeWorkload, Split
-from bitbench.workloads.language_model import convert_blocks
+from bitbench.workloads.decode import DecodeSpec, DecodeSubject, DecodeWorkload
+from bitbench.workloads.language_model import build_model
 from bitbench.workloads.perplexity import PerplexitySpec, PerplexityWorkload
+from bitbench.workloads.watches import Split
 
 TINY = "tiny-random"
 
@@ -123,7 +124,9 @@ class TestPerplexity:
     def test_points_are_documents_measured_once(self) -> None:
         kind = PerplexityWorkload()
         assert kind.points(self.spec) == [
-            PointPlan({"model": TINY, "text": "synthetic", "tokens": 120}, "once", "documents")
+            PointPlan(
+                {"model": TINY, "head": "float", "text": "synthetic", "tokens": 120}, "once", "documents"
+            )
         ]
         assert kind.quick(self.spec).windows == 1
         assert kind.data(self.spec) == []
@@ -197,7 +200,9 @@ class TestDecode:
 
     def test_points_are_timed(self) -> None:
         kind = DecodeWorkload()
-        assert kind.points(self.spec) == [PointPlan({"model": TINY, "tokens": 5}, "timed", "launches")]
+        assert kind.points(self.spec) == [
+            PointPlan({"model": TINY, "head": "float", "tokens": 5}, "timed", "launches")
+        ]
         assert kind.quick(DecodeSpec(kind="decode", model=TINY)).tokens == 8
         assert kind.quick(self.spec).tokens == 5
         assert kind.data(DecodeSpec(kind="decode", model="smollm2-135m")) == ["smollm2-135m"]
@@ -360,9 +365,9 @@ class TestConversions:
 
         lm = load_causal_lm(TINY)
         where = context(tmp_path, {})
-        convert_blocks(lm, layer(kind="sign"), where)
-        convert_blocks(lm, layer(kind="sign", wrong=True), where)
-        convert_blocks(replace(lm, identity="other weights"), layer(kind="sign"), where)
+        build_model(lm, layer(kind="sign"), where)
+        build_model(lm, layer(kind="sign", wrong=True), where)
+        build_model(replace(lm, identity="other weights"), layer(kind="sign"), where)
         assert sign.conversions == 3 * 21
         assert len(list((tmp_path / "conversions").glob("*.safetensors"))) == 3
 
@@ -370,7 +375,7 @@ class TestConversions:
         "fields", [LINEAR, {"kind": "linear", "dtype": "bfloat16"}, {"kind": "torch_int8"}]
     )
     def test_that_are_only_casts_are_not_kept(self, tmp_path: Path, fields: dict[str, str]) -> None:
-        converted = convert_blocks(load_causal_lm(TINY), layer(**fields), context(tmp_path, {}))
+        converted = build_model(load_causal_lm(TINY), layer(**fields), context(tmp_path, {}))
         assert not list((tmp_path / "conversions").glob("*.safetensors"))
         with torch.no_grad():
             assert converted.model(torch.zeros(1, 4, dtype=torch.long)).dtype == torch.float32
@@ -378,7 +383,7 @@ class TestConversions:
     def test_a_layer_that_cannot_run_here_says_why(self, tmp_path: Path, sign: Sign) -> None:
         where = Context("cuda", 1, 0, tmp_path, {}, "linear")
         with pytest.raises(Unsupported, match="not on cuda"):
-            convert_blocks(load_causal_lm(TINY), layer(kind="sign"), where)
+            build_model(load_causal_lm(TINY), layer(kind="sign"), where)
 
 
 @pytest.mark.parametrize(

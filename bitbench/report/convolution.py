@@ -1,0 +1,65 @@
+"""Speed of single convolutions: one table a batch, memory format and number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bitbench.analysis.summary import CaseSummary, Summary
+from bitbench.report.speed import CELL, limits, speed_cell
+from bitbench.report.tables import Column, Section, Table, name_cell, without_empty
+from bitbench.suite.expand import counted
+
+_SETTING = ("batch", "memory_format", "threads")
+_SHAPE = ("shape", "kernel", "stride", "size")
+
+
+def convolution(summary: Summary) -> Section | None:
+    """Section ``convolution``; None where no convolution was timed."""
+    cases = [case for case in summary.select("conv2d") if case.case.phase == "timed"]
+    if not cases:
+        return None
+    tables = []
+    for setting in _distinct(cases, _SETTING):
+        here = [case for case in cases if _of(case, _SETTING) == setting]
+        shapes = _distinct(here, _SHAPE)
+        by_place = {(case.case.layer, _of(case, _SHAPE)): case for case in here}
+        rows = [
+            [name_cell(layer), *(speed_cell(summary, by_place.get((layer, shape))) for shape in shapes)]
+            for layer in summary.layers
+            if any((layer, shape) in by_place for shape in shapes)
+        ]
+        columns = [Column("Layer", numeric=False), *(Column(_title(shape), CELL) for shape in shapes)]
+        batch, memory_format, threads = setting
+        name = f"conv2d-{batch}-{memory_format}" + ("" if threads is None else f"-t{threads}")
+        title = ", ".join(
+            [
+                counted(batch, "image"),
+                str(memory_format).replace("_", " "),
+                *([] if threads is None else [counted(threads, "thread")]),
+            ]
+        )
+        tables.append(without_empty(Table(name, title, columns, rows, filterable=True)))
+    prose = [
+        "Each column is one convolution: output x input channels, side of the kernel, side of the image, and "
+        "the stride where it is not 1. Cells are those of single layers; "
+        f"the ratios are to `{summary.baseline}`, here `nn.Conv2d`, with images in the same memory format.",
+        *(limits(summary, threads) for threads in dict.fromkeys(s[2] for s in _distinct(cases, _SETTING))),
+    ]
+    return Section("convolution", "Speed of convolutions", [text for text in prose if text], tables)
+
+
+def _of(case: CaseSummary, names: tuple[str, ...]) -> tuple[Any, ...]:
+    values = (case.case.params.get(name) for name in names)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _distinct(cases: list[CaseSummary], names: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    """The values of ``names`` that occur, in plan order."""
+    return list(dict.fromkeys(_of(case, names) for case in cases))
+
+
+def _title(shape: tuple[Any, ...]) -> str:
+    """``128x64, 3x3 on 56, stride 2``."""
+    (rows, columns), kernel, stride, size = shape
+    step = f", stride {stride}" if stride != 1 else ""
+    return f"{rows}x{columns}, {kernel}x{kernel} on {size}{step}"

@@ -1,0 +1,256 @@
+"""One convolution alone: the time of a call on a batch of images, and its bytes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from bitbench.layers import registry
+from bitbench.layers.base import LayerKind, LayerSpec
+from bitbench.measure.memory import peak_on
+from bitbench.measure.roofline import Work
+from bitbench.store.schema import Check
+from bitbench.suite.convolutions import Convolutions, ConvShape
+from bitbench.workloads.base import (
+    Context,
+    Outcome,
+    PointPlan,
+    Session,
+    Subject,
+    WorkloadKind,
+    WorkloadSpec,
+)
+from bitbench.workloads.ledger import byte_figures
+from bitbench.workloads.linear import (
+    BUDGET_SECONDS,
+    BUILD_SECONDS_PER_WEIGHT,
+    CALLS,
+    LEDGER_SECONDS_PER_WEIGHT,
+    OPERATIONS_PER_SECOND,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Images = Annotated[int, Field(ge=1, le=1 << 16)]
+MemoryFormat = Literal["contiguous", "channels_last"]
+
+CHECKED_IMAGES = 3
+"""Images of a batch whose outputs are compared: first, last and one between. Scales are those of an
+image, so that an image gives the same alone as in its batch."""
+CHECK_OPERATIONS_PER_SECOND = 5e9
+"""Of the reference, a convolution in float64."""
+
+
+class Conv2dSpec(WorkloadSpec):
+    """Convolutions of the given shapes; see :class:`Conv2dWorkload`."""
+
+    shapes: Convolutions
+    """A named set (``resnet-18``), or a list of ``{shape: [out, in], kernel: 3, stride: 1, size: 56}``."""
+    batch: list[Images] = Field(default=[1], min_length=1)
+    """Images of the input."""
+    memory_format: list[MemoryFormat] = Field(default=["contiguous"], min_length=1)
+    """How images lie in memory: ``contiguous`` is channel by channel, ``channels_last`` pixel by pixel.
+    Float layers get their weight in the same order."""
+    bias: bool = False
+    memory: bool = True
+    """Whether the bytes of each weight are measured too."""
+
+
+class Conv2dWorkload(WorkloadKind):
+    """Timed: one call on a batch of normally distributed images, the same for every layer, padded by
+    zeros. Once: the memory ledger of the layer, with ratios against an fp32 ``nn.Conv2d``."""
+
+    name = "conv2d"
+    spec = Conv2dSpec
+    axes = ("shapes", "batch", "memory_format", "memory")
+    growing = ("shape", "kernel", "size", "batch")
+
+    def points(self, spec: Conv2dSpec) -> list[PointPlan]:
+        found = []
+        for one in spec.shapes:
+            for batch, memory_format in itertools.product(spec.batch, spec.memory_format):
+                params = {**one.model_dump(), "batch": batch, "memory_format": memory_format}
+                found.append(PointPlan(params, "timed", "launches"))
+            if spec.memory:
+                params = {"shape": one.shape, "kernel": one.kernel, "measure": "memory"}
+                found.append(PointPlan(params, "once", "exact"))
+        return found
+
+    def quick(self, spec: Conv2dSpec) -> Conv2dSpec:
+        cut = {"shapes": spec.shapes[:1], "batch": spec.batch[:1], "memory_format": spec.memory_format[:1]}
+        return spec.model_copy(update=cut)
+
+    def estimate(self, spec: Conv2dSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
+        shape = shape_of(plan.params)
+        weights = shape.out_channels * shape.columns
+        if plan.phase == "once":
+            return LEDGER_SECONDS_PER_WEIGHT * weights + 0.1
+        operations = 2.0 * weights * shape.pixels
+        check = operations * min(plan.params["batch"], CHECKED_IMAGES) / CHECK_OPERATIONS_PER_SECOND
+        call = operations * plan.params["batch"] / OPERATIONS_PER_SECOND
+        return BUILD_SECONDS_PER_WEIGHT * weights + check + max(BUDGET_SECONDS, CALLS * call)
+
+    def open(self, spec: Conv2dSpec, params: dict[str, Any], context: Context) -> Conv2dSession:
+        return Conv2dSession(spec, params, context)
+
+
+def shape_of(params: dict[str, Any]) -> ConvShape:
+    """The convolution of a point; of one where only bytes count, on the smallest image."""
+    names = {name: params[name] for name in ConvShape.model_fields if name in params}
+    return ConvShape.model_validate({"size": params["kernel"], **names})
+
+
+class Conv2dSession(Session):
+    """One convolution. Layers are built with random weights (random codes where packed)."""
+
+    def __init__(self, spec: Conv2dSpec, params: dict[str, Any], context: Context) -> None:
+        self.bias = spec.bias
+        self.params = params
+        self.shape = shape_of(params)
+        self.context = context
+
+    def build(self, layer: str, spec: LayerSpec) -> Conv2dSubject:  # noqa: ARG002
+        made = self._make(spec)
+        return Conv2dSubject(made, self.input(made.dtype, self.params["batch"]))
+
+    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002
+        import torch
+        from torch import nn
+
+        made, shape = self._make(spec), self.shape
+        plain = nn.Conv2d(shape.in_channels, shape.out_channels, shape.kernel, bias=self.bias)
+        metrics = byte_figures(made.module, plain, made.format_bits)
+        x = self.input(made.dtype, 1)
+        with torch.inference_mode():
+            made.module(x)  # pays for first use
+            peak = peak_on(self.context.device, lambda: made.module(x))
+        if peak is not None:
+            metrics["memory.peak_bytes"] = float(peak)
+        return Outcome(metrics, kernel=made.kind.kernel(made.module))
+
+    def input(self, dtype: torch.dtype, batch: int) -> torch.Tensor:
+        """``[batch, in_channels, size, size]``, standard normal, drawn in float32 so that all types
+        round the same numbers."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.context.seed)
+        size = self.shape.size
+        x = torch.randn(batch, self.shape.in_channels, size, size, generator=generator)
+        return x.to(device=self.context.device, dtype=dtype, memory_format=self._memory_format())
+
+    def _memory_format(self) -> torch.memory_format:
+        import torch
+
+        last = self.params.get("memory_format") == "channels_last"
+        return torch.channels_last if last else torch.contiguous_format
+
+    def _make(self, spec: LayerSpec) -> Made:
+        import torch
+
+        kind, shape = registry.get(spec.kind), self.shape
+        module = kind.random_conv2d(spec, shape, bias=self.bias, seed=self.context.seed)
+        # torch's stubs know `memory_format` for tensors only.
+        placed = module.to(device=self.context.device, memory_format=self._memory_format())  # type: ignore[call-overload]
+        cost = kind.cost(spec, shape.columns, shape.out_channels)
+        return Made(
+            kind=kind,
+            spec=spec,
+            module=placed.eval(),
+            dtype=getattr(torch, kind.input_dtype(spec)),
+            shape=shape,
+            weight_bytes=cost.weight_bytes,
+            macs_per_image=cost.macs_per_token * shape.pixels,
+            compute=cost.compute,
+            format_bits=cost.format_bits,
+        )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A convolution and what its kind says about it."""
+
+    kind: LayerKind
+    spec: LayerSpec
+    module: nn.Module
+    dtype: torch.dtype
+    shape: ConvShape
+    weight_bytes: int
+    macs_per_image: int
+    compute: str
+    format_bits: float
+
+
+class Conv2dSubject(Subject):
+    """A convolution called on one fixed batch; its weight stays in a cache."""
+
+    replayable = True
+
+    def __init__(self, made: Made, x: torch.Tensor) -> None:
+        self._made = made
+        self._x = x
+        batch = x.shape[0]
+        self._images = sorted({0, batch // 2, batch - 1})
+        self._expected: torch.Tensor | None = None
+
+    def call(self) -> torch.Tensor:
+        output: torch.Tensor = self._made.module(self._x)
+        return output
+
+    def check(self) -> Check:
+        """Compare the outputs of sampled images with the reference; the rest must be finite.
+
+        The memory that the output is likely to get is filled with NaN first, so that an element
+        the kernel does not write shows.
+        """
+        import torch
+
+        made = self._made
+        served = {made.kind.kernel(made.module)}
+        shape = (self._x.shape[0], made.shape.out_channels, made.shape.output_size, made.shape.output_size)
+        poison(self._x, shape)
+        output = self.call()
+        self.kernel = ", ".join(sorted({*served, made.kind.kernel(made.module)} - {""}))
+        tolerance = made.kind.tolerance(made.spec, made.shape.columns)
+        if tuple(output.shape) != shape:
+            raise RuntimeError(f"the output has shape {tuple(output.shape)}, not {shape}")
+        if self._expected is None:
+            # Once a launch: what the weight held before timing is what the output after it is held against.
+            self._expected = made.kind.conv2d_reference(made.spec, made.module, self._x[self._images])
+        got = output[self._images].to(torch.float64)
+        worst = float((got - self._expected).abs().nan_to_num(nan=math.inf).max())
+        largest = float(self._expected.abs().max())
+        if not bool(torch.isfinite(output).all()):
+            worst = math.inf
+        error = worst / largest if largest > 0 else worst
+        return Check(
+            passed=error <= tolerance, max_error=error, tolerance=tolerance, compared=self._expected.numel()
+        )
+
+    def fallback(self) -> str | None:
+        names = self.kernel.split(", ")
+        return next((why for name in names if (why := self._made.kind.fallback(self._made.spec, name))), None)
+
+    def work(self) -> Work:
+        made = self._made
+        return Work(
+            weight_bytes=made.weight_bytes,
+            operations=2 * made.macs_per_image * self._x.shape[0],
+            compute=made.compute,
+            from_memory=False,
+            isa=getattr(made.spec, "isa", None) or "",
+        )
+
+
+def poison(x: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Leave NaN in freed memory of the size of the coming output."""
+    import torch
+
+    blocks = [x.new_empty(shape).fill_(math.nan) for _ in range(2)]
+    wide = x.new_full(shape, math.nan, dtype=torch.float32)
+    del blocks, wide

@@ -1,0 +1,36 @@
+"""The exact ``memory.*`` figures of one layer. Worker side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bitbench.measure.memory import file_bytes, ledger
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def byte_figures(module: nn.Module, plain: nn.Linear | nn.Conv2d, format_bits: float) -> dict[str, float]:
+    """Bytes of ``module``, and what they are to ``plain``, the fp32 layer of torch with as many weights.
+
+    ``format_bits``: bits per weight of the format before scales.
+    """
+    own, fp32 = ledger(module), ledger(plain)
+    own_file, fp32_file = file_bytes(module), file_bytes(plain)
+    weight = own["codes"] + own["scales"]
+    return {
+        "memory.codes_bytes": float(own["codes"]),
+        "memory.scales_bytes": float(own["scales"]),
+        "memory.bias_bytes": float(own["bias"]),
+        "memory.buffers_bytes": float(own["buffers"]),
+        "memory.slack_bytes": float(own["slack"]),
+        "memory.weight_bytes": float(weight),
+        "memory.layer_bytes": float(own["layer"]),
+        "memory.file_bytes": float(own_file),
+        "memory.bits_per_weight": 8.0 * weight / plain.weight.numel(),
+        "memory.format_bits": format_bits,
+        "memory.weight_ratio": fp32["codes"] / weight,
+        "memory.weight_ratio_bf16": fp32["codes"] / 2 / weight,
+        "memory.layer_ratio": fp32["layer"] / own["layer"],
+        "memory.file_ratio": fp32_file / own_file,
+    }

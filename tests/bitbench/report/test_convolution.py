@@ -1,0 +1,159 @@
+"""Threads, instruction sets and convolutions in reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitbench.analysis.aggregate import Point, headline_points, linear_points, totals
+from bitbench.analysis.limits import binding_limit, peaks
+from bitbench.analysis.summary import CaseSummary, Summary, summarise
+from bitbench.report.context import context_of
+from bitbench.report.convolution import convolution
+from bitbench.report.html import render as html
+from bitbench.report.markdown import render as markdown
+from bitbench.report.speed import speed
+from bitbench.report.tables import Table
+from bitbench.store.reader import RunData
+from bitbench.store.schema import Case, CodeIdentity, Record, RunInfo, Status
+from bitbench.suite.expand import expand
+from bitbench.suite.schema import Suite
+
+LAYERS: dict[str, Any] = {
+    "linear": {"kind": "linear"},
+    "ternary": {"kind": "ternary"},
+    "ternary-avx2": {"kind": "ternary", "isa": "avx2"},
+}
+WORKLOADS: list[dict[str, Any]] = [
+    {
+        "kind": "linear",
+        "shapes": [[64, 64], [128, 64]],
+        "tokens": [1, 512],
+        "cache": ["hot", "cold"],
+        "memory": False,
+        "include": [{"threads": 1}],
+    },
+    {
+        "kind": "conv2d",
+        "shapes": "resnet-18",
+        "batch": [1, 8],
+        "memory": False,
+        "include": [{"threads": 1, "batch": [1], "memory_format": ["channels_last"]}],
+    },
+]
+ISAS = {"avx512": {"int8": 4e11, "bit": 3e12}, "avx2": {"int8": 2e11}}
+LIMITS = {"read_bytes_per_s": 5e10, "fp32_per_s": 1e11, "int8_per_s": 4e11, "isas": ISAS, "threads": 2}
+SECONDS = {"linear": 4e-4, "ternary": 1e-4, "ternary-avx2": 2e-4}
+
+
+def seconds(case: Case) -> float:
+    """Of a call: twice as many with one thread."""
+    return SECONDS[case.layer] * (2 if "threads" in case.params else 1)
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    suite = Suite.model_validate(
+        {"schema": 1, "name": "kernels", "baseline": "linear", "launches": 3, "layers": LAYERS}
+        | {"workloads": WORKLOADS}
+    )
+    plan = expand(suite)
+    info = RunInfo(
+        run="r",
+        created="2026-01-02T03:04:05Z",
+        suite_path="",
+        suite=suite.resolved(),
+        threads=2,
+        environment={"peaks": LIMITS, "peaks_at": {"1": {**LIMITS, "read_bytes_per_s": 3e10, "threads": 1}}},
+        code=CodeIdentity(bitbench="0", impl="0"),
+    )
+    records = [
+        Record(
+            case=case.id,
+            launch=launch,
+            status=Status.OK,
+            calls=10,
+            samples_ns=[round(1e10 * seconds(case)) + launch] * 4,
+            metrics={"roofline.share": 0.5},
+        )
+        for case in plan.cases
+        for launch in range(3)
+    ]
+    return summarise(RunData(Path("r"), info, plan.cases, records, []))
+
+
+def only(summary: Summary, workload: str, layer: str, **params: Any) -> CaseSummary:
+    found = summary.one(workload, layer, **params)
+    assert found is not None
+    return found
+
+
+def headings(table: Table) -> list[str]:
+    return [column.title for column in table.columns]
+
+
+def test_points_with_threads_of_their_own_stand_apart(summary: Summary) -> None:
+    runs_own = [Point(1, "hot"), Point(1, "cold"), Point(512, "hot"), Point(512, "cold")]
+    assert headline_points(summary) == runs_own
+    assert linear_points(summary) == [*runs_own, *(point._replace(threads=1) for point in runs_own)]
+    assert Point(1, "hot", 1).title == "M=1 hot, 1 thread"
+    # Two shapes added up: of the run's threads alone, and of one thread alone.
+    for point, wanted in ((Point(1, "hot"), 2e-4), (Point(1, "hot", 1), 4e-4)):
+        assert totals(summary, point)["ternary"].latency.estimate().value == pytest.approx(wanted, rel=1e-3)
+
+
+def test_speed_has_a_table_for_each_shape_and_number_of_threads(summary: Summary) -> None:
+    section = speed(summary, ())
+    assert section is not None
+    assert [table.id for table in section.tables] == [
+        *("speed-64x64", "speed-128x64", "speed-64x64-t1", "speed-128x64-t1"),
+    ]
+    assert headings(section.tables[2])[1] == "M=1 hot, 1 thread"
+    told = " ".join(section.prose)
+    assert "reading memory 50.0 GB/s" in told
+    assert "with 1 thread: reading memory 30.0 GB/s" in told
+    assert "by avx2 alone: int8 200" in told
+    assert "by avx512 alone" not in told, "no layer is held to it"
+
+
+def test_the_limit_that_binds_is_that_of_the_threads_and_instructions(summary: Summary) -> None:
+    assert peaks(summary) == peaks(summary, 2)
+    one = peaks(summary, 1)
+    assert one is not None
+    assert one.read_bytes_per_s == 3e10
+    assert peaks(summary, 4) is None
+    shape = {"shape": [64, 64], "cache": "cold"}
+    assert binding_limit(summary, only(summary, "linear", "ternary", tokens=1, **shape)) == "memory"
+    assert binding_limit(summary, only(summary, "linear", "ternary", tokens=512, **shape)) == "compute"
+    assert binding_limit(summary, only(summary, "conv2d", "ternary-avx2", batch=8, kernel=3)) == "compute"
+
+
+def test_convolutions_have_a_table_for_each_setting(summary: Summary) -> None:
+    section = convolution(summary)
+    assert section is not None
+    assert [table.title for table in section.tables] == [
+        "1 image, contiguous",
+        "8 images, contiguous",
+        "1 image, channels last, 1 thread",
+    ]
+    table = section.tables[0]
+    assert headings(table)[:3] == ["Layer", "64x64, 3x3 on 56", "128x64, 3x3 on 56, stride 2"]
+    assert len(table.columns) == 11
+    assert [row[0].text for row in table.rows] == list(LAYERS)
+    assert table.rows[1][1].text == "100.0 µs"
+    assert any("50 % of compute limit" in note for note in table.rows[1][1].notes)
+
+
+def test_reports_hold_them(summary: Summary) -> None:
+    context = context_of(summary)
+    for text in (markdown(context), html(context)):
+        assert "Speed of convolutions" in text
+        assert "M=1 hot, 1 thread" in text
+
+
+def test_runs_without_convolutions_have_no_such_section(stored_run: Path) -> None:
+    from bitbench.store.reader import load_run
+
+    assert convolution(summarise(load_run(stored_run))) is None
