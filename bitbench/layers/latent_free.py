@@ -71,7 +71,6 @@ class LatentFree(Binary):
         layer = BinaryLinear.from_linear(
             linear, pack=False, activation_bits=spec.activation_bits, scale=spec.scale
         )
-        layer.weight = BinaryLinearParameter(
-            linear.weight.detach(), scale=spec.scale, packed=spec.storage == "bit"
-        )
+        weight = BinaryLinearParameter(linear.weight.detach(), scale=spec.scale, packed=spec.storage == "bit")
+        layer.weight = cast("nn.Parameter", weight)
         return layer

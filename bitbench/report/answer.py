@@ -29,7 +29,7 @@ def headline_layer(summary: Summary) -> str | None:
 
 
 def answer(summary: Summary) -> list[str]:
-    """Sentences on memory, speed, decoding and accuracy; those without data are left out."""
+    """Sentences on memory, speed, decoding, accuracy and training; those without data are left out."""
     layer = headline_layer(summary)
     if layer is None:
         return ["This suite has no low-bit layer to judge."]
@@ -38,6 +38,7 @@ def answer(summary: Summary) -> list[str]:
         _speed(summary, layer),
         _decode(summary, layer),
         _accuracy(summary, layer),
+        _training(summary, layer),
     ]
     sentences = [sentence for sentence in found if sentence]
     if not sentences:
@@ -152,6 +153,30 @@ def _accuracy(summary: Summary, layer: str) -> str:
         if ledger is not None and (saved := ledger.value("memory.weight_ratio")) is not None:
             text += f", at {estimate(saved, 'x')} less memory than fp32"
     return text + "."
+
+
+def _training(summary: Summary, layer: str) -> str:
+    """What training with the layer gave, against the baseline trained the same way."""
+    parts = []
+    for workload, metric, said in (
+        ("pretrain", "training.bits_per_byte", "bits per byte on held-out text"),
+        ("classify", "training.accuracy", "of held-out images classified right"),
+    ):
+        case = case_with(summary, workload, layer, metric)
+        base = case_with(summary, workload, summary.baseline, metric)
+        if case is None or base is None:
+            continue
+        share = metric == "training.accuracy"
+        own, other = (_share_or_value(found, metric, share) for found in (case, base))
+        parts.append(f"**{own}** {said} against {other}")
+    if not parts:
+        return ""
+    return f"Trained with it from scratch, `{layer}` reaches {_listed(parts)} for `{summary.baseline}`."
+
+
+def _share_or_value(case: CaseSummary, metric: str, share: bool) -> str:
+    found = case.value(metric)
+    return f"{plain(100 * found.value, 3)} %" if share and found is not None else estimate(found)
 
 
 def _quality(case: CaseSummary) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from bitbench.analysis.claims import ClaimStatus, evaluate_claim
 from bitbench.analysis.summary import Summary, summarise
+from bitbench.report.answer import answer
 from bitbench.report.training import training_tables
 from bitbench.store.reader import RunData, load_run
 from bitbench.store.schema import Case, Record, Status
@@ -129,3 +130,10 @@ def test_a_run_that_ended_early_names_the_cases_a_claim_waits_for(run: RunData) 
     assert waiting("training.loss") == ["classify-once-ternary"]
     assert waiting("training.bits_per_byte") == []
     assert waiting("memory.training_bytes") == ["train_step-once-ternary"]
+
+
+def test_the_answer_of_a_published_training_run_says_what_training_gave() -> None:
+    run = Path(__file__).parents[3] / "results" / "training-20261120T061817Z-0d7c"
+    (told,) = answer(summarise(load_run(run)))
+    assert told.startswith("Trained with it from scratch, `ternary` reaches **2.92** bits per byte")
+    assert told.endswith("against 2.71 for `linear`.")
