@@ -3,7 +3,7 @@ methods."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from bitbench.layers.base import LayerCost, LayerSpec
 from bitbench.layers.cost import codes_bytes, scales_bytes
