@@ -1,6 +1,6 @@
 // Activation preparation on pieces of a row, written once and compiled for every instruction set:
 // plain loops that compilers turn into vector code, with results that do not depend on it.
-// Include from table_<isa>.cpp only.
+// Include from table.h only.
 #ifndef BITIMPL_CPU_QUANTIZE_ROWS_H
 #define BITIMPL_CPU_QUANTIZE_ROWS_H
 
