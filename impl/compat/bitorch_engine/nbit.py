@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from impl.checks import ACTIVATION_DTYPES, check_activations
-from impl.layers.calls import autocast
+from impl.compat.bitorch_engine.clipped_matmul import ClippedMatMul
 from impl.layers.nbit import NBitLinear
-from impl.layers.nbit.activations import Calibration, fake_quantize, quantize_learned
+from impl.layers.nbit.activations import fake_quantize, quantize_learned
 from impl.layers.nbit.base import IntegerLayer
 from impl.layers.nbit.integers import (
     ExactValue,
@@ -150,8 +149,8 @@ class QuantizedForms(IntegerLayer):
 
         ValueError where that first x holds NaN or infinity.
         """
-        if self.training and self.scale_a is not None and not self._calibration.is_set(self.scale_a):
-            self._calibration.set(self.scale_a, x)
+        if self.training and self.scale_a is not None and not self._learned_scale.is_set(self.scale_a):
+            self._learned_scale.calibrate(self.scale_a, x)
         return x + self._over_inputs(self.bias_a)
 
     def _check_forward(self, x: Tensor) -> None:
@@ -264,64 +263,25 @@ class Q8LinearCutlass(nBitLinearBase):
         super().__init__(in_channels, out_channels, a_bit, w_bit, device, dtype, bias=bias)
 
 
-class Q4MatMul(nn.Module):
+class Q4MatMul(ClippedMatMul):
     """z = x_clip y_clip code(x) code(y)^T over the last two dimensions, codes of 4 bits (-8 .. 7).
 
     ``x_clip`` and ``y_clip`` are learned scalars, the step sizes of the operands (LSQ,
-    :class:`impl.layers.nbit.activations.LearnedStep`). They start at 0; the first batch in training mode
-    sets each to 2 mean|operand| / 5.6345. Until then eval mode uses that of the call at hand, and stores
-    nothing. The product of the codes is exact; a NaN or infinity makes its row or column NaN.
+    :class:`impl.layers.nbit.activations.LearnedStep`); they start from 2 mean|operand| / 5.6345
+    (:class:`impl.compat.bitorch_engine.clipped_matmul.ClippedMatMul`). The product of the codes is exact;
+    a NaN or infinity makes its row or column NaN.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float, device: torch.device | str | None = None) -> None:
-        super().__init__()
-        if dtype not in ACTIVATION_DTYPES:
-            raise TypeError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
-        self.dtype = dtype
-        self.x_clip = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
-        self.y_clip = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
-        factor = 2 / MEAN_DIVISORS[4]
-        self._calibrations = (Calibration("x_clip", factor), Calibration("y_clip", factor))
+        super().__init__(dtype, device, factor=2 / MEAN_DIVISORS[4])
 
-    def set_activation_scale(self, x: Tensor, y: Tensor) -> None:
-        """Set the clips that are still 0 from ``x`` and ``y``. ValueError for NaN and infinity."""
-        clips = (self.x_clip, self.y_clip)
-        for calibration, clip, operand in zip(self._calibrations, clips, (x, y), strict=True):
-            if not calibration.is_set(clip):
-                calibration.set(clip, operand)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """z [..., M, N] of x [..., M, K] and y [..., N, K], in the dtype of x (autocast's, where on).
-
-        Both float32, bfloat16 or float16; leading dimensions broadcast, strides are free, empty batches
-        included. TypeError or ValueError otherwise.
-        """
-        check_activations(x)
-        check_activations(y, x.shape[-1])
-        if x.dim() < 2 or y.dim() < 2:
-            raise ValueError(
-                f"the operands need two dimensions or more, got shapes {list(x.shape)} and {list(y.shape)}"
-            )
-        x, y = autocast(x), autocast(y)
-        if self.training:
-            self.set_activation_scale(x, y)
-        clips = [
-            clip if calibration.is_set(clip) else (calibration.factor * operand.detach().abs().mean())
-            for calibration, clip, operand in zip(
-                self._calibrations, (self.x_clip, self.y_clip), (x, y), strict=True
-            )
-        ]
-        z = _exact_product(x, y, *clips)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, y, *clips)):
-            rounded = [fake_quantize(a, clip, 4, (-1,)) for a, clip in zip((x, y), clips, strict=True)]
-            z = ExactValue.apply(rounded[0] @ rounded[1].to(x.dtype).transpose(-1, -2), z)
-        return z.to(x.dtype)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        for calibration, clip in zip(self._calibrations, (self.x_clip, self.y_clip), strict=True):
-            calibration.forget()
-            calibration.is_set(clip)  # looks now, so that forward need not
+    def _product(self, x: Tensor, y: Tensor, x_clip: Tensor, y_clip: Tensor) -> Tensor:
+        z = _exact_product(x, y, x_clip, y_clip)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, y, x_clip, y_clip)):
+            x_rounded = fake_quantize(x, x_clip, 4, (-1,))
+            y_rounded = fake_quantize(y, y_clip, 4, (-1,))
+            z = ExactValue.apply(x_rounded @ y_rounded.to(x.dtype).transpose(-1, -2), z)
+        return z
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from impl.checks import ACTIVATION_DTYPES, check_choice
-from impl.compat.bitorch_engine.calibration import LearnedScale
 from impl.compat.bitorch_engine.quant_operators import init_weight
 from impl.compat.bitorch_engine.signs import check_packed, pack_signs, unpack_signs
 from impl.layers.base import SCALES
+from impl.layers.learned_scale import LearnedScale
 from impl.parameters import BinaryParameter
 
 WORD_BITS = (8, 16, 32, 64)

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from impl.layers.nbit.integers import largest_code
 
@@ -87,41 +87,3 @@ class LearnedStep(torch.autograd.Function):
 def positive(scale: Tensor) -> Tensor:
     """The step size that a learned ``scale`` stands for: max(|scale|, 1e-5), float32."""
     return scale.to(torch.float32).abs().clamp_min(FLOOR)
-
-
-class Calibration:
-    """Sets a learned scale, which starts at 0, from the first batch of training.
-
-    ``factor``: the scale is ``factor`` times mean|x|. Remembers that the scale has been seen to differ
-    from 0, so that only calls before that read it back from the device.
-    """
-
-    def __init__(self, name: str, factor: float) -> None:
-        self.name, self.factor = name, factor
-        self._is_set = False
-
-    def forget(self) -> None:
-        """Look at the scale again before its next use: it has been replaced."""
-        self._is_set = False
-
-    def is_set(self, scale: Tensor) -> bool:
-        """Whether ``scale`` differs from 0; True on the meta device, where there are no values."""
-        if not self._is_set and not scale.is_meta:
-            self._is_set = bool(scale.detach() != 0)
-        return self._is_set or scale.is_meta
-
-    @torch.no_grad()
-    def set(self, scale: nn.Parameter, x: Tensor) -> None:
-        """Set ``scale`` from the batch ``x``; one without elements or of zeros leaves it at 0.
-
-        ValueError where x holds NaN or infinity.
-        """
-        if x.numel() == 0:
-            return
-        mean = x.abs().mean(dtype=torch.float32)
-        if not bool(torch.isfinite(mean)):
-            raise ValueError(
-                f"{self.name} cannot be set from a batch with a mean magnitude of {float(mean)}: it holds "
-                "NaN, infinite or huge values"
-            )
-        scale.copy_(self.factor * mean)

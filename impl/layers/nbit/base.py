@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from impl.checks import ACTIVATION_DTYPES, check_choice
 from impl.layers.calls import autocast, refuse_derivatives
+from impl.layers.learned_scale import LearnedScale
 from impl.layers.nbit import integers
 from impl.layers.nbit.activations import (
     ACTIVATION_SCALES,
-    Calibration,
     fake_quantize,
     quantize_dynamic,
     quantize_learned,
@@ -96,7 +96,7 @@ class IntegerLayer(nn.Module, ABC):
             self.scale_a = nn.Parameter(torch.zeros((), device=device, dtype=torch.float32))
         else:
             self.register_parameter("scale_a", None)
-        self._calibration = Calibration("scale_a", self._scale_factor())
+        self._learned_scale = LearnedScale("scale_a", self._scale_factor())
         self._weight_requires_grad = True
         for name in PACKED:
             self.register_buffer(name, None)
@@ -184,7 +184,7 @@ class IntegerLayer(nn.Module, ABC):
             nn.init.uniform_(self.bias, -bound, bound)
         if self.scale_a is not None:
             nn.init.zeros_(self.scale_a)
-            self._calibration.forget()
+            self._learned_scale.forget()
 
     # ---- forward ----------------------------------------------------------------------------
 
@@ -216,9 +216,9 @@ class IntegerLayer(nn.Module, ABC):
         scale = self.scale_a
         if scale is None:
             return None
-        if self.training and not self._calibration.is_set(scale):
-            self._calibration.set(scale, x)
-        return scale if self._calibration.is_set(scale) else None
+        if self.training and not self._learned_scale.is_set(scale):
+            self._learned_scale.calibrate(scale, x)
+        return scale if self._learned_scale.is_set(scale) else None
 
     @torch.no_grad()
     def _exact(self, x: Tensor, scale: Tensor | None, dims: tuple[int, ...]) -> Tensor:
@@ -325,7 +325,7 @@ class IntegerLayer(nn.Module, ABC):
             self.layout.copy_(self._header())  # to_empty(): fill what is known
         if scales is not None and moved is not None and moved.dtype != scales.dtype:
             self.scales = scales.to(moved.device)
-        self._calibration.forget()
+        self._learned_scale.forget()
         return self
 
     # ---- states -----------------------------------------------------------------------------
@@ -350,8 +350,8 @@ class IntegerLayer(nn.Module, ABC):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if self.scale_a is not None:
-            self._calibration.forget()
-            self._calibration.is_set(self.scale_a)  # looks now, so that forward need not
+            self._learned_scale.forget()
+            self._learned_scale.is_set(self.scale_a)  # looks now, so that forward need not
 
     def _adopt_form(self, state: Mapping[str, Any], prefix: str) -> None:
         """Bring the layer into the form of the state, with memory for it to fill; a state that lacks keys
