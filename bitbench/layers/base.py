@@ -116,6 +116,7 @@ class LayerKind(ABC):
     def tolerance(self, spec: Any, in_features: int) -> float:
         """Largest acceptable error of the output, relative to the largest reference value."""
 
+    # The two below are for kinds that have a convolution: these answers need none of the arguments.
     def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:  # noqa: ARG002
         """A convolution with random weights, as :meth:`random`. Its cost is that of a layer with
         ``shape.columns`` inputs, for each output position.

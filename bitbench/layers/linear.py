@@ -86,6 +86,7 @@ class Linear(LayerKind):
 
         return random_float(shape, bias=bias, seed=seed, dtype=spec.dtype)
 
+    # The module holds its dtype: the description adds nothing.
     def conv2d_reference(self, spec: LinearSpec, module: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         from bitbench.layers.convolution import product
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bitbench.layers.base import LayerCost, LayerSpec
 from bitbench.layers.cost import ceil_div
-from bitbench.layers.linear import float_tolerance
 from bitbench.layers.peers.peer import Package, Peer, install, kept_bias, random_bias
 
 if TYPE_CHECKING:
@@ -39,6 +38,15 @@ class Ggml(Peer):
     spec = GgmlSpec
     backends = ("ggml",)
     packages = SOURCES
+    # Both types hold the same weights.
+    fixed_numerics: ClassVar[dict[str, Any]] = {
+        "rule": "optimal",
+        "group_size": BLOCK,
+        "scale_dtype": "float16",
+        "activations": "q8_K",
+    }
+    kernel_prefix = "ggml"
+    kernel_parts = ("operator", "format", "activations", "isa", "version", "package")
 
     def missing(self) -> str | None:
         if any(package.installed() for package in self.packages):
@@ -54,9 +62,6 @@ class Ggml(Peer):
         codes = CODE_BYTES[spec.type]
         macs = in_features * out_features
         return LayerCost(codes * blocks, SCALE_BYTES * blocks, 8 * codes / BLOCK, macs, "int8")
-
-    def numerics(self, spec: GgmlSpec) -> dict[str, Any]:  # noqa: ARG002 - both types hold the same weights
-        return {"rule": "optimal", "group_size": BLOCK, "scale_dtype": "float16", "activations": "q8_K"}
 
     def random(
         self, spec: GgmlSpec, in_features: int, out_features: int, *, bias: bool, seed: int
@@ -79,7 +84,7 @@ class Ggml(Peer):
         ternary = quantize_ternary(weight, rule="optimal", group_size=BLOCK).dequantize()
         return self._made(spec, ternary, kept_bias(linear))
 
-    def activations(self, spec: GgmlSpec, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def activations(self, spec: GgmlSpec, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - alike for both
         # Q8_K: the value of largest magnitude goes to -127 (with equal ones of both signs either may:
         # integers and scale then change sign together), in float32.
         import torch
@@ -100,18 +105,6 @@ class Ggml(Peer):
         scale = scales.contiguous().view(torch.float16).double()
         weights: torch.Tensor = ((digits.double() - 1) * scale).flatten(1)
         return weights
-
-    def tolerance(self, spec: GgmlSpec, in_features: int) -> float:  # noqa: ARG002
-        return float_tolerance(in_features)
-
-    def dispatch(self, spec: GgmlSpec, kernel: str) -> dict[str, str]:  # noqa: ARG002
-        parts = kernel.split("/")
-        if parts[0] != "ggml" or len(parts) != 7:
-            return {}
-        names = ("operator", "format", "activations", "isa", "version", "package")
-        return {"backend": "ggml", "packed": "yes", "device": "cpu"} | dict(
-            zip(names, parts[1:], strict=True)
-        )
 
     def _check(self, in_features: int) -> None:
         from bitbench.workloads.base import Unsupported

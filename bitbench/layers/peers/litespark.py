@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bitbench.layers.base import LayerCost, LayerSpec
 from bitbench.layers.cost import ceil_div
@@ -32,17 +32,18 @@ class Litespark(Peer):
     spec = LitesparkSpec
     backends = ("litespark",)
     packages = (LITESPARK,)
+    fixed_numerics: ClassVar[dict[str, Any]] = {"rule": "absmean", "scale": "tensor", "activation_bits": 8}
+    roundings = 4  # the product of the scales, the conversion of an int32, a product, the bias
+    kernel_prefix = "litespark"
+    kernel_parts = ("operator", "format", "activations", "isa", "version")
 
-    def cost(self, spec: LitesparkSpec, in_features: int, out_features: int) -> LayerCost:  # noqa: ARG002
+    def cost(self, spec: LitesparkSpec, in_features: int, out_features: int) -> LayerCost:  # noqa: ARG002 - the kind has no options
         macs = in_features * out_features
         return LayerCost(out_features * ceil_div(in_features, 4), 4, 2.0, macs, "int8")
 
-    def numerics(self, spec: LitesparkSpec) -> dict[str, Any]:  # noqa: ARG002
-        return {"rule": "absmean", "scale": "tensor", "activation_bits": 8}
-
     def random(
         self,
-        spec: LitesparkSpec,  # noqa: ARG002
+        spec: LitesparkSpec,  # noqa: ARG002 - the kind has no options
         in_features: int,
         out_features: int,
         *,
@@ -56,37 +57,26 @@ class Litespark(Peer):
         scales = torch.empty(1).uniform_(0.5, 1.5, generator=generator) * in_features**-0.5
         return _made(codes, scales, random_bias(out_features, bias, generator))
 
-    def convert(self, spec: LitesparkSpec, linear: nn.Linear) -> nn.Module:  # noqa: ARG002
+    def convert(self, spec: LitesparkSpec, linear: nn.Linear) -> nn.Module:  # noqa: ARG002 - the kind has no options
         from impl.quantizers import quantize_ternary
 
         quantized = quantize_ternary(linear.weight.detach().float(), rule="absmean", scale="tensor")
         return _made(quantized.codes[0], quantized.scales.reshape(1), kept_bias(linear))
 
-    def activations(self, spec: LitesparkSpec, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def activations(self, spec: LitesparkSpec, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - the kind has no options
         import torch
 
         amax = x.float().abs().amax(dim=1, keepdim=True).clamp_min(FLOOR)
         scale = amax / torch.full_like(amax, 127)
         return torch.round(x.float() * scale.reciprocal()).clamp(-127, 127).double() * scale.double()
 
-    def decoded(self, spec: LitesparkSpec, module: Any, rows: slice) -> torch.Tensor:  # noqa: ARG002
+    def decoded(self, spec: LitesparkSpec, module: Any, rows: slice) -> torch.Tensor:  # noqa: ARG002 - the kind has no options
         import torch
 
         shifts = torch.arange(0, 8, 2, dtype=torch.uint8)
         digits = ((module.codes[rows, :, None] >> shifts) & 3).flatten(1)[:, : module.in_features]
         weights: torch.Tensor = (digits.double() - 1) * module.scales.double()
         return weights
-
-    def tolerance(self, spec: LitesparkSpec, in_features: int) -> float:  # noqa: ARG002
-        # Sums are exact int32; then the product of the scales, the conversion, a product and the bias.
-        return 4 * 2.0**-24 * 2
-
-    def dispatch(self, spec: LitesparkSpec, kernel: str) -> dict[str, str]:  # noqa: ARG002
-        parts = kernel.split("/")
-        if parts[0] != "litespark" or len(parts) != 6:
-            return {}
-        said = dict(zip(("operator", "format", "activations", "isa", "version"), parts[1:], strict=True))
-        return {"backend": "litespark", "packed": "yes", "device": "cpu", **said}
 
 
 def _made(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:

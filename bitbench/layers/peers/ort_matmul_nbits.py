@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bitbench.layers.base import LayerCost, LayerSpec
 from bitbench.layers.cost import ceil_div
-from bitbench.layers.linear import float_tolerance
 from bitbench.layers.peers.peer import Package, Peer, blockwise_int8, kept_bias, random_bias
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ class OrtMatMulNBits(Peer):
     spec = OrtMatMulNBitsSpec
     backends = ("onnxruntime",)
     packages = (Package("onnxruntime", "onnxruntime"), Package("onnx", "onnx"))
+    kernel_prefix = "onnxruntime/matmul_nbits"
+    kernel_parts = ("operator", "format", "activations", "version")
 
     def cost(self, spec: OrtMatMulNBitsSpec, in_features: int, out_features: int) -> LayerCost:
         blocks = out_features * ceil_div(in_features, spec.block_size)
@@ -90,16 +91,6 @@ class OrtMatMulNBits(Peer):
         levels = digits.flatten(2).double() - 2 ** (spec.bits - 1)
         weights: torch.Tensor = levels * module.scales[rows].double()[..., None]
         return weights.flatten(1)[:, : module.in_features]
-
-    def tolerance(self, spec: OrtMatMulNBitsSpec, in_features: int) -> float:  # noqa: ARG002
-        return float_tolerance(in_features)
-
-    def dispatch(self, spec: OrtMatMulNBitsSpec, kernel: str) -> dict[str, str]:  # noqa: ARG002
-        parts = kernel.split("/")
-        if parts[:2] != ["onnxruntime", "matmul_nbits"] or len(parts) != 5:
-            return {}
-        said = {"operator": "matmul_nbits", "format": parts[2], "activations": parts[3], "version": parts[4]}
-        return {"backend": "onnxruntime", "packed": "yes", "device": "cpu", **said}
 
     def _made(
         self,

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitbench.layers.base import LayerKind
+from bitbench.layers.linear import float_tolerance
 from bitbench.plugins import join_names
 
 if TYPE_CHECKING:
@@ -59,6 +60,14 @@ class Peer(LayerKind):
 
     packages: ClassVar[tuple[Package, ...]] = ()
     """All of these are needed."""
+    fixed_numerics: ClassVar[dict[str, Any]] = {}
+    """What :meth:`numerics` says of a kind whose options do not change its numbers."""
+    roundings: ClassVar[int | None] = None
+    """float32 operations on an output whose sum is an exact integer; None: the sum is in float32."""
+    kernel_prefix: ClassVar[str]
+    """How the names of the peer's kernels begin: its backend, and what they have in common."""
+    kernel_parts: ClassVar[tuple[str, ...]]
+    """What the parts of such a name say after the backend."""
 
     def missing(self) -> str | None:
         """Which package has to be installed and how, or None."""
@@ -68,14 +77,29 @@ class Peer(LayerKind):
         names = join_names(package.distribution for package in lacking)
         return f"{names} {'is' if len(lacking) == 1 else 'are'} not installed: {install(lacking)}"
 
-    def unsupported(self, spec: Any, device: str) -> str | None:  # noqa: ARG002
+    def numerics(self, spec: Any) -> dict[str, Any]:  # noqa: ARG002 - for kinds whose options do not matter
+        return dict(self.fixed_numerics)
+
+    def tolerance(self, spec: Any, in_features: int) -> float:  # noqa: ARG002 - no option changes the sums
+        if self.roundings is None:
+            return float_tolerance(in_features)
+        return self.roundings * 2.0**-24 * 2  # half a unit in the last place each, of outputs up to twice
+
+    def dispatch(self, spec: Any, kernel: str) -> dict[str, str]:  # noqa: ARG002 - the name says it all
+        backend, *parts = kernel.split("/")
+        if not f"{kernel}/".startswith(f"{self.kernel_prefix}/") or len(parts) != len(self.kernel_parts):
+            return {}
+        said = dict(zip(self.kernel_parts, parts, strict=True))
+        return {"backend": backend, "packed": "yes", "device": "cpu", **said}
+
+    def unsupported(self, spec: Any, device: str) -> str | None:  # noqa: ARG002 - any of its options will do
         if device != "cpu":
             return f"{self.name} is measured on the CPU only, not on {device}"
         return self.missing()
 
     def trainable(
         self,
-        spec: Any,  # noqa: ARG002
+        spec: Any,  # noqa: ARG002 - whatever is asked for, there is none
         in_features: int,  # noqa: ARG002
         out_features: int,  # noqa: ARG002
         *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bitbench.layers.base import LayerCost, LayerSpec
 from bitbench.layers.peers.peer import Peer, kept_bias, random_bias
@@ -32,17 +32,18 @@ class TorchIntMM(Peer):
     name = "torch_int_mm"
     spec = IntMMSpec
     backends = ("torch",)
+    fixed_numerics: ClassVar[dict[str, Any]] = {"weights": "int8 per row", "activations": "int8 per token"}
+    roundings = 5  # the activation scale, two products, the conversion of an int32, the bias
+    kernel_prefix = "torch/int_mm"
+    kernel_parts = ("operator", "dtype", "device")
 
-    def cost(self, spec: IntMMSpec, in_features: int, out_features: int) -> LayerCost:  # noqa: ARG002
+    def cost(self, spec: IntMMSpec, in_features: int, out_features: int) -> LayerCost:  # noqa: ARG002 - the kind has no options
         weights = in_features * out_features
         return LayerCost(weights, SCALE_BYTES * out_features, 8.0, weights, "int8")
 
-    def numerics(self, spec: IntMMSpec) -> dict[str, Any]:  # noqa: ARG002
-        return {"weights": "int8 per row", "activations": "int8 per token"}
-
     def random(
         self,
-        spec: IntMMSpec,  # noqa: ARG002
+        spec: IntMMSpec,  # noqa: ARG002 - the kind has no options
         in_features: int,
         out_features: int,
         *,
@@ -56,7 +57,7 @@ class TorchIntMM(Peer):
         scales = torch.empty(out_features).uniform_(0.5, 1.5, generator=generator) * (in_features**-0.5 / 64)
         return _made(codes, scales, random_bias(out_features, bias, generator))
 
-    def convert(self, spec: IntMMSpec, linear: nn.Linear) -> nn.Module:  # noqa: ARG002
+    def convert(self, spec: IntMMSpec, linear: nn.Linear) -> nn.Module:  # noqa: ARG002 - the kind has no options
         import torch
 
         weight = linear.weight.detach().float()
@@ -64,7 +65,7 @@ class TorchIntMM(Peer):
         codes = (weight / scales[:, None]).round().clamp_(-127, 127).to(torch.int8)
         return _made(codes, scales, kept_bias(linear))
 
-    def activations(self, spec: IntMMSpec, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def activations(self, spec: IntMMSpec, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - the kind has no options
         import torch
 
         amax = x.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-5)
@@ -72,20 +73,9 @@ class TorchIntMM(Peer):
         q = torch.round(x.float() * (amax.reciprocal() * 127)).double()
         return q * (amax.double() / 127)
 
-    def decoded(self, spec: IntMMSpec, module: Any, rows: slice) -> torch.Tensor:  # noqa: ARG002
+    def decoded(self, spec: IntMMSpec, module: Any, rows: slice) -> torch.Tensor:  # noqa: ARG002 - the kind has no options
         decoded: torch.Tensor = module.codes[rows].double() * module.scales[rows].double()[:, None]
         return decoded
-
-    def tolerance(self, spec: IntMMSpec, in_features: int) -> float:  # noqa: ARG002
-        # Sums are exact; what follows are five float32 operations: the activation scale, two
-        # products, the conversion of an int32, the bias. Half a unit each.
-        return 5 * 2.0**-24 * 2
-
-    def dispatch(self, spec: IntMMSpec, kernel: str) -> dict[str, str]:  # noqa: ARG002
-        if kernel != "torch/int_mm/int8/cpu":
-            return {}
-        said = {"operator": "int_mm", "packed": "yes", "dtype": "int8", "device": "cpu"}
-        return {"backend": "torch", **said}
 
 
 def _made(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> IntMM:
