@@ -24,14 +24,6 @@ inline int32_t round_half_even(float value) {
                               bits_from_float(kRoundingShift));
 }
 
-#if defined(__AVX512F__)
-inline __mmask16 first_lanes(int64_t n) {
-  return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1);
-}
-
-inline __mmask64 first_bytes_of(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
-#endif
-
 void to_float(const void* x, int32_t dtype, int64_t n, float* out) {
   const uint16_t* half = static_cast<const uint16_t*>(x);
   if (dtype == BITIMPL_F32) {
@@ -55,55 +47,6 @@ void to_float(const void* x, int32_t dtype, int64_t n, float* out) {
 }
 
 // Magnitudes of floats order like their bits, and NaN comes out above infinity.
-#if defined(__AVX512F__)
-uint32_t max_magnitude(const float* x, int64_t n) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  __m512i most[4];
-  for (auto& part : most) part = _mm512_setzero_si512();
-  int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const __m512i bits = _mm512_and_si512(_mm512_loadu_si512(x + i + 16 * j), magnitude);
-      most[j] = _mm512_max_epi32(most[j], bits);
-    }
-  }
-  for (; i < n; i += 16) {
-    const __m512i bits = _mm512_maskz_loadu_epi32(first_lanes(n - i), x + i);
-    most[0] = _mm512_max_epi32(most[0], _mm512_and_si512(bits, magnitude));
-  }
-  const __m512i half = _mm512_max_epi32(_mm512_max_epi32(most[0], most[1]), _mm512_max_epi32(most[2], most[3]));
-  return static_cast<uint32_t>(_mm512_reduce_max_epi32(half));
-}
-
-int32_t round_int8(const float* x, int64_t n, float inverse, int8_t* q) {
-  const __m512 factor = _mm512_set1_ps(inverse);
-  const __m512 shift = _mm512_set1_ps(kRoundingShift);
-  const __m512i ones = _mm512_set1_epi8(1);
-  // 64 values a turn: the low bytes of four registers of integers, put together by two permutations.
-  __m512i sums = _mm512_setzero_si512();
-  alignas(64) uint8_t order[64];
-  for (int i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>((i % 32) * 4);
-  const __m512i low_bytes = _mm512_load_si512(order);
-  for (int64_t i = 0; i < n; i += 64) {
-    const int64_t left = n - i;
-    __m512i part[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const __m512 value = _mm512_maskz_loadu_ps(first_lanes(left - 16 * j), x + i + 16 * j);
-      const __m512 rounded = _mm512_add_ps(_mm512_mul_ps(value, factor), shift);
-      part[j] = _mm512_castps_si512(rounded);
-    }
-    // The low byte of 1.5 * 2^23 + k is k.
-    const __m512i first = _mm512_permutex2var_epi8(part[0], low_bytes, part[1]);
-    const __m512i second = _mm512_permutex2var_epi8(part[2], low_bytes, part[3]);
-    const __m512i bytes = _mm512_inserti64x4(first, _mm512_castsi512_si256(second), 1);
-    sums = _mm512_dpbusd_epi32(sums, ones, bytes);
-    _mm512_mask_storeu_epi8(q + i, first_bytes_of(left), bytes);
-  }
-  return _mm512_reduce_add_epi32(sums);
-}
-#else
 uint32_t max_magnitude(const float* x, int64_t n) {
   int32_t most = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -122,7 +65,6 @@ int32_t round_int8(const float* x, int64_t n, float inverse, int8_t* q) {
   }
   return sum;
 }
-#endif
 
 void round_int16(const float* x, int64_t n, float inverse, int8_t* hi, int8_t* lo,
                  int32_t sums[2]) {
