@@ -10,7 +10,7 @@ Importing this package registers ``torch.ops.bitimpl``; the native library is lo
 call that can use it (see :mod:`impl.native`).
 """
 
-from impl import checkpoint, compat, interchange, optim, parameters, quantizers, training
+from impl import checkpoint, optim, parameters, quantizers, training
 from impl.capabilities import Capabilities, Kernel, capabilities
 from impl.convert import (
     ConversionReport,
@@ -125,14 +125,12 @@ __all__ = [
     "bitlinear_python",
     "capabilities",
     "checkpoint",
-    "compat",
     "compression_ratio",
     "convert_convolutions",
     "convert_linear_to_bitlinear",
     "dequantize_scale",
     "estimate_memory_savings",
     "greedy_ternary_decomposition",
-    "interchange",
     "multi_ternary_linear_python",
     "optim",
     "pack",

@@ -1,15 +1,15 @@
-"""Fixtures for the tests of other libraries' names."""
+"""Fixtures for the tests of other libraries' names, and the way to the module that they share."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
-import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
-def single_thread():
+def single_thread(one_thread: None) -> None:
     """One thread: the tensors here are small, and threads that wait for each other take longer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from binary_cases import forms, in_form, sign
 from torch import nn
 
 from impl import checkpoint, summary
@@ -25,22 +26,8 @@ ALL = [BinaryConv2dBase, BinaryConv2dCPP, BinaryConv2dCutlass]
 X = torch.randn(2, 5, 7, 6, generator=torch.Generator().manual_seed(0))
 
 
-def sign(x):
-    return torch.where(x >= 0, 1.0, -1.0)
-
-
-def forms(cls):
-    return ["float", "packed", *(["prepared"] if cls is BinaryConv2dCutlass else [])]
-
-
 def build(cls, form="float", **options):
-    layer = cls(5, 6, (3, 2), padding=1, **options)
-    layer(X)  # sets the scale
-    if form == "prepared":
-        layer.prepare_params()
-    if form == "packed":
-        layer.generate_quantized_weight(qweight_only=True)
-    return layer
+    return in_form(cls(5, 6, (3, 2), padding=1, **options), form, X)
 
 
 def packed_signs(layer):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from binary_cases import PLAIN, SCALED, calibrated, sign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -20,24 +21,6 @@ from impl.compat.bitorch_engine import (
     BinaryLinearCutlass,
     get_best_binary_implementation,
 )
-
-PLAIN = [BinaryLinearBase, BinaryLinearCPP]
-SCALED = [BinaryLinearCuda, BinaryLinearCutlass]
-
-
-def sign(x):
-    return torch.where(x >= 0, 1.0, -1.0)
-
-
-def calibrated(cls, in_features, out_features, **options):
-    """A layer with random scales and shift, float weight."""
-    layer = cls(in_features, out_features, **options)
-    if cls in SCALED:
-        with torch.no_grad():
-            layer.scale_a.fill_(1.25)
-            layer.scale_w.copy_(torch.rand_like(layer.scale_w) + 0.5)
-            layer.bias_a.normal_(std=0.3)
-    return layer
 
 
 def expected(layer, weight, x):

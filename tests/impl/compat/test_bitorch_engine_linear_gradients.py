@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from binary_cases import PLAIN, SCALED, calibrated, sign
 
 from impl.compat.bitorch_engine import (
     BinaryLinearBase,
@@ -14,24 +15,6 @@ from impl.compat.bitorch_engine import (
     BinaryLinearCuda,
     BinaryLinearCutlass,
 )
-
-PLAIN = [BinaryLinearBase, BinaryLinearCPP]
-SCALED = [BinaryLinearCuda, BinaryLinearCutlass]
-
-
-def sign(x):
-    return torch.where(x >= 0, 1.0, -1.0)
-
-
-def calibrated(cls, in_features, out_features, **options):
-    """A layer with random scales and shift, float weight."""
-    layer = cls(in_features, out_features, **options)
-    if cls in SCALED:
-        with torch.no_grad():
-            layer.scale_a.fill_(1.25)
-            layer.scale_w.copy_(torch.rand_like(layer.scale_w) + 0.5)
-            layer.bias_a.normal_(std=0.3)
-    return layer
 
 
 def surrogate(x, weight, bias_a, scale_a, scale_w):

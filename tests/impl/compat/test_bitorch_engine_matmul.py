@@ -13,10 +13,6 @@ from hypothesis import strategies as st
 from impl.compat.bitorch_engine import BinaryMatMul
 
 
-def sign(x):
-    return torch.where(x >= 0, 1.0, -1.0)
-
-
 def with_clips(x_clip, y_clip):
     product = BinaryMatMul()
     with torch.no_grad():

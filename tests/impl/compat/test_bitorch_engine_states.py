@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from binary_cases import PLAIN, SCALED, forms, in_form, sign
 from torch import nn
 
 from impl import checkpoint
@@ -21,23 +22,11 @@ from impl.compat.bitorch_engine import (
     BinaryLinearParameter,
 )
 
-PLAIN = [BinaryLinearBase, BinaryLinearCPP]
-SCALED = [BinaryLinearCuda, BinaryLinearCutlass]
 X = torch.randn(5, 21, generator=torch.Generator().manual_seed(0))
 
 
-def sign(x):
-    return torch.where(x >= 0, 1.0, -1.0)
-
-
 def build(cls, form="float", **options):
-    layer = cls(21, 6, **options)
-    layer(X)  # sets the scale
-    if form == "prepared":
-        layer.prepare_params()
-    if form == "packed":
-        layer.generate_quantized_weight(qweight_only=True)
-    return layer
+    return in_form(cls(21, 6, **options), form, X)
 
 
 # ---- packing ------------------------------------------------------------------------------------
@@ -239,10 +228,6 @@ def test_parameter_classes_are_reached_by_name():
 
 
 # ---- states -------------------------------------------------------------------------------------
-
-
-def forms(cls):
-    return ["float", "packed", *(["prepared"] if cls in SCALED else [])]
 
 
 @pytest.mark.parametrize("cls", PLAIN + SCALED)
