@@ -11,7 +11,6 @@ is taken over.
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -19,10 +18,9 @@ from pydantic import Field, field_validator
 from bitbench.data.catalog import names
 from bitbench.data.images import SYNTHETIC, SYNTHETIC_TRAIN, Split, check_images, load_images
 from bitbench.errors import UserError
-from bitbench.layers.base import LayerSpec
-from bitbench.workloads.base import Context, Outcome, PointPlan, Session, WorkloadKind, WorkloadSpec
-from bitbench.workloads.language_model import supported
-from bitbench.workloads.training import optimiser_for, schedule, trainable_factory
+from bitbench.layers.base import LayerKind, LayerSpec
+from bitbench.workloads.base import Context, PointPlan, Session, WorkloadKind, WorkloadSpec
+from bitbench.workloads.training import TrainingSession, optimiser_for, schedule, trainable_factory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +91,7 @@ class ClassifyWorkload(WorkloadKind):
         return ClassifySession(spec, context)
 
 
-class ClassifySession(Session):
+class ClassifySession(TrainingSession):
     """The images, shared by all layers: bytes, normalised batch by batch."""
 
     def __init__(self, spec: ClassifySpec, context: Context) -> None:
@@ -114,30 +112,12 @@ class ClassifySession(Session):
         # A constant image has no deviation to divide by.
         self.mean, self.deviation = float(pixels.mean()), max(float(pixels.std()), 1.0)
 
-    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:
-        import torch
-
+    def _network(self, kind: LayerKind, spec: LayerSpec, seed: int) -> MLP:
         from impl.models.mlp import MLP
 
-        kind = supported(spec, self.context)
-        seed = self.spec.first_seed + replicate
-        torch.manual_seed(seed)  # for layers that draw random numbers of their own
         hidden = self.spec.hidden
         sizes = (self.train[0].shape[1], hidden, hidden, self.classes)
-        model = MLP(sizes, trainable_factory(kind, spec), seed=seed).to(self.context.device)
-        started = time.perf_counter()
-        loss = self._fit(model, seed)
-        seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise ArithmeticError(f"training {layer} diverged: loss {loss} at the last step")
-        return Outcome(
-            metrics={
-                "training.accuracy": self._accuracy(model),
-                "training.loss": loss,
-                "training.seconds": seconds,
-            },
-            kernel=f"torch/training/{spec.kind}",
-        )
+        return MLP(sizes, trainable_factory(kind, spec), seed=seed).to(self.context.device)
 
     def _fit(self, model: MLP, seed: int) -> float:
         """Train; returns the loss (nat) of the last step."""
@@ -164,7 +144,7 @@ class ClassifySession(Session):
             value = float(loss.detach())
         return value
 
-    def _accuracy(self, model: MLP) -> float:
+    def _score(self, model: MLP) -> dict[str, float]:
         """Share of the test images whose class has the largest logit."""
         import torch
 
@@ -174,7 +154,7 @@ class ClassifySession(Session):
                 int((model(self._normalised(images)).argmax(dim=1) == labels).sum())
                 for images, labels in zip(*(part.split(SCORED_AT_ONCE) for part in self.test), strict=True)
             )
-        return right / len(self.test[1])
+        return {"training.accuracy": right / len(self.test[1])}
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Bytes ``[n, pixels]`` as float32 with mean 0 and deviation 1 over the training images."""

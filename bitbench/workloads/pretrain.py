@@ -9,7 +9,6 @@ the interval is taken over.
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -19,16 +18,8 @@ from bitbench.data.texts import check_text, load_corpus
 from bitbench.errors import UserError
 from bitbench.layers.base import LayerKind, LayerSpec
 from bitbench.plugins import did_you_mean, join_names
-from bitbench.workloads.base import (
-    Context,
-    Outcome,
-    PointPlan,
-    Session,
-    WorkloadKind,
-    WorkloadSpec,
-)
-from bitbench.workloads.language_model import supported
-from bitbench.workloads.training import optimiser_for, schedule, trainable_factory
+from bitbench.workloads.base import Context, PointPlan, Session, WorkloadKind, WorkloadSpec
+from bitbench.workloads.training import TrainingSession, optimiser_for, schedule, trainable_factory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +102,7 @@ class PretrainWorkload(WorkloadKind):
         return PretrainSession(spec, context)
 
 
-class PretrainSession(Session):
+class PretrainSession(TrainingSession):
     """The corpus, shared by all layers."""
 
     def __init__(self, spec: PretrainSpec, context: Context) -> None:
@@ -130,27 +121,6 @@ class PretrainSession(Session):
         self.train = torch.frombuffer(bytearray(corpus.train), dtype=torch.uint8)
         self.held_out = held_out_windows(
             torch.frombuffer(bytearray(corpus.held_out), dtype=torch.uint8), spec.context
-        )
-
-    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:
-        import torch
-
-        kind = supported(spec, self.context)
-        seed = self.spec.first_seed + replicate
-        torch.manual_seed(seed)  # for layers that draw random numbers of their own
-        model = self._network(kind, spec, seed)
-        started = time.perf_counter()
-        loss = self._fit(model, seed)
-        seconds = time.perf_counter() - started
-        if not math.isfinite(loss):
-            raise ArithmeticError(f"training {layer} diverged: loss {loss} at the last step")
-        return Outcome(
-            metrics={
-                "training.bits_per_byte": self._held_out_loss(model) / math.log(2),
-                "training.loss": loss,
-                "training.seconds": seconds,
-            },
-            kernel=f"torch/training/{spec.kind}",
         )
 
     def _network(self, kind: LayerKind, spec: LayerSpec, seed: int) -> GPT:
@@ -184,6 +154,9 @@ class PretrainSession(Session):
             rates.step()
             value = float(loss.detach())
         return value
+
+    def _score(self, model: GPT) -> dict[str, float]:
+        return {"training.bits_per_byte": self._held_out_loss(model) / math.log(2)}
 
     def _held_out_loss(self, model: GPT) -> float:
         """Mean negative log likelihood (nat) a byte over the held-out slices."""

@@ -1,4 +1,5 @@
-"""What the workloads that train share: layers in trainable form, their optimizer, the learning rate.
+"""What the workloads that train share: a network by layer and seed, layers in trainable form, their
+optimizer, the learning rate.
 
 Importing this module imports no torch.
 """
@@ -6,11 +7,14 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import math
+import time
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitbench.layers.base import LayerKind, LayerSpec
-from bitbench.workloads.base import Unsupported
+from bitbench.workloads.base import Context, Outcome, Session, Unsupported
+from bitbench.workloads.language_model import supported
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +32,42 @@ ends at this share: flips become rarer all through training, and end with it."""
 FLIP_MEMORY = 0.2
 """Share of the training that the average of the votes looks back over, 1 / (1 - beta2) steps of it:
 long enough to average over many batches, short enough for a weight to change its mind a few times."""
+
+
+class TrainingSession(Session):
+    """Trains a network with each layer, from the same seeds, and scores it. ``spec`` has ``first_seed``."""
+
+    spec: Any
+    context: Context
+
+    @abstractmethod
+    def _network(self, kind: LayerKind, spec: LayerSpec, seed: int) -> nn.Module:
+        """The network with the kind's layers and the initial weights of ``seed``, on the device."""
+
+    @abstractmethod
+    def _fit(self, model: Any, seed: int) -> float:
+        """Train on batches drawn by ``seed``; returns the loss (nat) of the last step."""
+
+    @abstractmethod
+    def _score(self, model: Any) -> dict[str, float]:
+        """What the trained network reaches, by metric."""
+
+    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:
+        import torch
+
+        kind = supported(spec, self.context)
+        seed = self.spec.first_seed + replicate
+        torch.manual_seed(seed)  # for layers that draw random numbers of their own
+        model = self._network(kind, spec, seed)
+        started = time.perf_counter()
+        loss = self._fit(model, seed)
+        seconds = time.perf_counter() - started
+        if not math.isfinite(loss):
+            raise ArithmeticError(f"training {layer} diverged: loss {loss} at the last step")
+        return Outcome(
+            metrics={**self._score(model), "training.loss": loss, "training.seconds": seconds},
+            kernel=f"torch/training/{spec.kind}",
+        )
 
 
 def trainable_factory(kind: LayerKind, spec: LayerSpec) -> Callable[[int, int], nn.Module]:
