@@ -70,22 +70,8 @@ void run_tiles(LinearKernel kernel, const LinearTask& task, char* scratch, int64
                int threads) {
   const int64_t block_rows = block_rows_of(task.format);
   const int64_t blocks = (task.rows + block_rows - 1) / block_rows;
-  // Few row blocks and many tokens: cut the tokens too, but not below what a kernel works on at
-  // once.
-  constexpr int64_t kLeastTokens = 16;
-  int64_t parts = 1;
-  if (blocks < 2 * threads) {
-    const int64_t wanted = (2 * threads + blocks - 1) / blocks;
-    const int64_t possible = task.x.rows / kLeastTokens;
-    parts = possible < wanted ? possible : wanted;
-    if (parts < 1) parts = 1;
-  }
-  // Float products run at about a quarter, signs at several times the rate of int8 products.
-  const double cost = task.x.kind == BITIMPL_ACTIVATION_FLOAT ? 4.0
-                      : task.x.kind == BITIMPL_ACTIVATION_SIGN ? 0.25
-                                                               : task.x.planes;
-  const double work = cost * static_cast<double>(task.x.rows) * static_cast<double>(task.rows) *
-                      static_cast<double>(task.cols) * task.components;
+  const int64_t parts = token_parts(blocks, task.x.rows, threads);
+  const double work = operator_work(task, task.x.kind, task.x.planes, task.x.rows);
   Dispatch dispatch = {kernel, task, scratch, scratch_stride, blocks, parts};
   parallel_ranges(blocks * parts, work, threads, run_range, &dispatch);
 }

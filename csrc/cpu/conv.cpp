@@ -259,15 +259,9 @@ void run_tiles(const KernelTable& kernels, const ConvPlan& plan, const ConvLayou
   const int64_t unit_rows = unit_rows_of(task.format);
   const int64_t units = units_of_group(plan, task.format, unit_rows);
   int64_t tiles = (plan.tokens + plan.tile_tokens - 1) / plan.tile_tokens;
-  // Few tiles of few rows: cut the tiles, but not below what a kernel works on at once.
-  constexpr int64_t kLeastTokens = 16;
-  const int64_t wanted = (2 * threads + plan.groups * units - 1) / (plan.groups * units);
-  const int64_t possible = plan.tokens / kLeastTokens;
-  const int64_t more = wanted < possible ? wanted : possible;
-  if (more > tiles) tiles = more;
-  const double cost = plan.activation == BITIMPL_ACTIVATION_SIGN ? 0.25 : plan.planes;
-  const double work = cost * static_cast<double>(plan.tokens) * static_cast<double>(plan.rows) *
-                      static_cast<double>(plan.cols) * task.components;
+  const int64_t parts = token_parts(plan.groups * units, plan.tokens, threads);
+  if (parts > tiles) tiles = parts;
+  const double work = operator_work(task, plan.activation, plan.planes, plan.tokens);
   ConvCall call = {kernels, plan, layout, task, y, base, tiles, units, unit_rows};
   parallel_ranges(tiles * plan.groups * units, work, threads, run_range, &call);
 }

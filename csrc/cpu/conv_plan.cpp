@@ -2,6 +2,7 @@
 
 #include "checks.h"
 #include "conv.h"
+#include "quantize.h"
 
 namespace bitimpl {
 namespace {
@@ -9,10 +10,6 @@ namespace {
 constexpr int64_t kTileBytes = 192 << 10;  // gathered activations of a tile: part of an L2 cache
 constexpr int64_t kFewTokens = 16;         // what the kernels work on at once
 constexpr double kMaxOffset = 1e18;        // of an element
-
-constexpr int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 const char* const kDimensions[3] = {"depth", "height", "width"};
 
@@ -272,10 +269,8 @@ ConvLayout lay_out_conv(const KernelTable& kernels, const ConvPlan& p, const Lin
   at.bias = take(p.rows * 4);
   at.scratch = used;
 
-  // As kernels.h asks of activations; see lay_out_workspace.
   used = 0;
-  at.row_stride = sign ? round_up(p.cols, 512) / 8 : round_up(p.cols, 64) + 64;
-  if (!sign && at.row_stride / 64 % 2 == 0) at.row_stride += 64;
+  at.row_stride = sign ? 8 * sign_stride_of(p.cols) : q_stride_of(p.cols);
   at.windows = take(p.tile_tokens * static_cast<int64_t>(sizeof(Window)));
   for (int i = 0; i < planes; ++i) at.rows[i] = take(p.tile_tokens * at.row_stride + kSlack);
   for (int i = 0; i < p.planes; ++i) at.sums[i] = take(p.tile_tokens * 4);

@@ -1,5 +1,5 @@
-// Inner loops of convolutions, written once and compiled for every instruction set: plain loops
-// that compilers turn into vector code. Include from table.h only.
+// Inner loops of convolutions, compiled for every instruction set: plain loops that compilers turn
+// into vector code, and by hand what they do not (sums of bytes on x86). Include from table.h only.
 #ifndef BITIMPL_CPU_CONV_ROWS_H
 #define BITIMPL_CPU_CONV_ROWS_H
 

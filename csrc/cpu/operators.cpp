@@ -106,6 +106,22 @@ LinearTask describe(const bitimpl_weight& w) {
   return task;
 }
 
+double operator_work(const LinearTask& task, int32_t activation, int32_t planes, int64_t tokens) {
+  const double cost = activation == BITIMPL_ACTIVATION_FLOAT  ? 4.0
+                      : activation == BITIMPL_ACTIVATION_SIGN ? 0.25
+                                                              : planes;
+  return cost * static_cast<double>(tokens) * static_cast<double>(task.rows) *
+         static_cast<double>(task.cols) * task.components;
+}
+
+int64_t token_parts(int64_t pieces, int64_t tokens, int threads) {
+  constexpr int64_t kLeastTokens = 16;
+  const int64_t wanted = (2 * threads + pieces - 1) / pieces;
+  const int64_t possible = tokens / kLeastTokens;
+  const int64_t parts = wanted < possible ? wanted : possible;
+  return parts < 1 ? 1 : parts;
+}
+
 char* aligned_base(void* workspace) {
   const uintptr_t start = reinterpret_cast<uintptr_t>(workspace);
   return static_cast<char*>(workspace) + ((start + 63) / 64 * 64 - start);

@@ -27,6 +27,15 @@ int64_t block_rows_of(int32_t format);
 // The weight's part of a task, without activations, bias and y.
 LinearTask describe(const bitimpl_weight& w);
 
+// Work of an operator on `tokens` tokens, or output positions, in the multiply-accumulates that
+// parallel.h counts: int8 products are the unit, float products run at about a quarter of their rate,
+// signs at several times it.
+double operator_work(const LinearTask& task, int32_t activation, int32_t planes, int64_t tokens);
+
+// Few pieces of work for the threads: into how many parts to cut `tokens` so that each thread finds
+// two of the `pieces` times that many, but never into fewer tokens than a kernel works on at once.
+int64_t token_parts(int64_t pieces, int64_t tokens, int threads);
+
 // The first 64-byte boundary of a workspace that has 63 bytes to spare.
 char* aligned_base(void* workspace);
 

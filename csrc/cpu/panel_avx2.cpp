@@ -24,7 +24,7 @@ struct Avx2Panel : PlainSums {
   static int64_t least_vectors(const LinearTask&) { return 8; }
 
   static void two_bit(const uint8_t* bytes, int64_t n, uint8_t* rows) {
-    const StepBytes step(bytes, n);
+    const WholeStep step(bytes, n);
     for (int64_t k = 0; k < kStep; k += 32) {
       uint8_t* const to[4] = {rows + k, rows + kStep + k, rows + 2 * kStep + k, rows + 3 * kStep + k};
       split_two_bit(load32(step.bytes + k), to);
@@ -32,7 +32,7 @@ struct Avx2Panel : PlainSums {
   }
 
   static void base3(const uint8_t* bytes, int64_t n, uint8_t* rows) {
-    const StepBytes step(bytes, n);
+    const WholeStep step(bytes, n);
     for (int64_t k = 0; k < kStep; k += 32) {
       uint8_t* const to[5] = {rows + k, rows + kStep + k, rows + 2 * kStep + k, rows + 3 * kStep + k,
                               rows + 4 * kStep + k};

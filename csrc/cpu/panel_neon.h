@@ -11,7 +11,7 @@ namespace {
 
 struct NeonDecode : PlainSums {
   static void two_bit(const uint8_t* bytes, int64_t n, uint8_t* rows) {
-    const StepBytes step(bytes, n);
+    const WholeStep step(bytes, n);
     for (int64_t k = 0; k < kStep; k += 16) {
       uint8_t* const to[4] = {rows + k, rows + kStep + k, rows + 2 * kStep + k, rows + 3 * kStep + k};
       split_two_bit(vld1q_u8(step.bytes + k), to);
@@ -19,7 +19,7 @@ struct NeonDecode : PlainSums {
   }
 
   static void base3(const uint8_t* bytes, int64_t n, uint8_t* rows) {
-    const StepBytes step(bytes, n);
+    const WholeStep step(bytes, n);
     for (int64_t k = 0; k < kStep; k += 16) {
       uint8_t* const to[5] = {rows + k, rows + kStep + k, rows + 2 * kStep + k, rows + 3 * kStep + k,
                               rows + 4 * kStep + k};

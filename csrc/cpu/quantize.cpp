@@ -15,10 +15,6 @@ constexpr int64_t kChunk = 1024;
 // The least max|x| of a row, as in BitNet b1.58: an all-zero row must not divide by zero.
 constexpr float kLeastMagnitude = 1e-5f;
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 float float_of(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
@@ -180,10 +176,8 @@ WorkspaceLayout lay_out_workspace(int64_t tokens, int64_t rows, int64_t cols, in
     used = round_up(used + bytes, 64);
     return at;
   };
-  // An odd number of 64-byte lines a row: rows start in different cache sets.
-  layout.q_stride = round_up(cols, 64) + 64;
-  if (layout.q_stride / 64 % 2 == 0) layout.q_stride += 64;
-  layout.sign_stride = round_up(cols, 512) / 64;
+  layout.q_stride = q_stride_of(cols);
+  layout.sign_stride = sign_stride_of(cols);
 
   const bool integer = activation == BITIMPL_ACTIVATION_INT8 || activation == BITIMPL_ACTIVATION_INT16;
   const int planes = activation == BITIMPL_ACTIVATION_INT16 ? 2 : 1;

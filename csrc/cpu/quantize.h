@@ -19,6 +19,18 @@ constexpr float kInt16Limit = 32512.0f;  // 127 * 256
 // NaN where the magnitude is not finite.
 float quantisation_factor(uint32_t magnitude_bits, float limit, float* scale);
 
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Strides that kernels.h asks of prepared activations of `cols` columns: bytes of an int8 row (an odd
+// number of 64-byte lines, so that rows start in different cache sets), 64-bit words of a row of signs.
+constexpr int64_t q_stride_of(int64_t cols) {
+  const int64_t stride = round_up(cols, 64) + 64;
+  return stride / 64 % 2 == 0 ? stride + 64 : stride;
+}
+constexpr int64_t sign_stride_of(int64_t cols) { return round_up(cols, 512) / 64; }
+
 // Where everything of one operator call lies in its workspace; offsets in bytes from a 64-byte
 // aligned base. A pure function of sizes: the workspace query and the call agree by construction.
 struct WorkspaceLayout {

@@ -49,19 +49,6 @@ inline void store32(void* at, __m256i value) {
   }
 }
 
-// The n <= 64 bytes of a step, copied where a vector would read past them.
-struct StepBytes {
-  alignas(32) uint8_t copy[kStep];
-  const uint8_t* bytes;
-
-  StepBytes(const uint8_t* from, int64_t n) : bytes(from) {
-    if (n == kStep) return;
-    memset(copy, 0, sizeof copy);
-    memcpy(copy, from, static_cast<size_t>(n));
-    bytes = copy;
-  }
-};
-
 // Four digits of 32 two_bit bytes to rows[0 .. 3].
 [[maybe_unused]] inline void split_two_bit(__m256i codes, uint8_t* const rows[4]) {
   const __m256i mask = _mm256_set1_epi8(3);

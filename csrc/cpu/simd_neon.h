@@ -11,19 +11,6 @@
 namespace bitimpl {
 namespace {
 
-// The n <= 64 bytes of a step, copied where a vector would read past them; zeros follow them.
-struct StepBytes {
-  alignas(16) uint8_t copy[kStep];
-  const uint8_t* bytes;
-
-  StepBytes(const uint8_t* from, int64_t n) : bytes(from) {
-    if (n == kStep) return;
-    memset(copy, 0, sizeof copy);
-    memcpy(copy, from, static_cast<size_t>(n));
-    bytes = copy;
-  }
-};
-
 // floor(byte * factor / 2^(8 + SHIFT)) in every byte.
 template <int SHIFT>
 inline uint8x16_t quotients(uint8x16_t bytes, uint8_t factor) {

@@ -21,7 +21,7 @@ inline float sum_of(__m256 floats) {
 
 struct Avx2 {
   static void decode_two_bit(const uint8_t* bytes, int64_t n, uint8_t* const planes[4]) {
-    const StepBytes step(bytes, n);
+    const WholeStep step(bytes, n);
     for (int64_t k = 0; k < n; k += 32) {
       uint8_t* const to[4] = {planes[0] + k, planes[1] + k, planes[2] + k, planes[3] + k};
       split_two_bit(load32(step.bytes + k), to);
@@ -29,7 +29,7 @@ struct Avx2 {
   }
 
   static void decode_base3(const uint8_t* bytes, int64_t n, uint8_t* const planes[5]) {
-    const StepBytes step(bytes, n);
+    const WholeStep step(bytes, n);
     for (int64_t k = 0; k < n; k += 32) {
       uint8_t* const to[5] = {planes[0] + k, planes[1] + k, planes[2] + k, planes[3] + k,
                               planes[4] + k};

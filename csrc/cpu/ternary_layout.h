@@ -4,6 +4,7 @@
 #define BITIMPL_CPU_TERNARY_LAYOUT_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "kernels.h"
 
@@ -12,6 +13,19 @@ namespace {
 
 constexpr int kStep = 64;        // columns of a step
 constexpr int kBlockGroups = 4;  // row groups of a full block
+
+// The n <= 64 bytes of a step, copied where a vector would read past them.
+struct WholeStep {
+  alignas(32) uint8_t copy[kStep];
+  const uint8_t* bytes;
+
+  WholeStep(const uint8_t* from, int64_t n) : bytes(from) {
+    if (n == kStep) return;
+    memset(copy, 0, sizeof copy);
+    memcpy(copy, from, static_cast<size_t>(n));
+    bytes = copy;
+  }
+};
 
 template <bool BASE3>
 struct Format {

@@ -16,7 +16,7 @@ inline int32_t wrapped_sum(int32_t a, int32x4_t lanes) {
 
 struct Neon {
   static void decode_two_bit(const uint8_t* bytes, int64_t n, uint8_t* const planes[4]) {
-    const StepBytes step(bytes, n);
+    const WholeStep step(bytes, n);
     for (int64_t k = 0; k < n; k += 16) {
       uint8_t* const to[4] = {planes[0] + k, planes[1] + k, planes[2] + k, planes[3] + k};
       split_two_bit(vld1q_u8(step.bytes + k), to);
@@ -24,7 +24,7 @@ struct Neon {
   }
 
   static void decode_base3(const uint8_t* bytes, int64_t n, uint8_t* const planes[5]) {
-    const StepBytes step(bytes, n);
+    const WholeStep step(bytes, n);
     for (int64_t k = 0; k < n; k += 16) {
       uint8_t* const to[5] = {planes[0] + k, planes[1] + k, planes[2] + k, planes[3] + k,
                               planes[4] + k};
