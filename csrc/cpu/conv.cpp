@@ -263,7 +263,7 @@ void run_tiles(const KernelTable& kernels, const ConvPlan& plan, const ConvLayou
   if (parts > tiles) tiles = parts;
   const double work = operator_work(task, plan.activation, plan.planes, plan.tokens);
   ConvCall call = {kernels, plan, layout, task, y, base, tiles, units, unit_rows};
-  parallel_ranges(tiles * plan.groups * units, work, threads, run_range, &call);
+  parallel_ranges(tiles * plan.groups * units, units, work, threads, run_range, &call);
 }
 
 int run_conv(Operator op, const bitimpl_weight* weight, const bitimpl_conv* conv,

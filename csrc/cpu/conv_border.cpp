@@ -55,7 +55,7 @@ void sum_taps(const KernelTable& kernels, const ConvPlan& plan, const LinearTask
   TapSums sums = {kernels, plan, task, reinterpret_cast<int32_t*>(base + layout.tap_sums)};
   const double work = static_cast<double>(task.components) * static_cast<double>(plan.rows) *
                       (8.0 * static_cast<double>(plan.taps) + static_cast<double>(plan.cols) / 8.0);
-  parallel_ranges(plan.rows, work, threads, sum_range, &sums);
+  parallel_ranges(plan.rows, 1, work, threads, sum_range, &sums);
 }
 
 void add_outside(const ConvPlan& plan, const Window& window, const int32_t* tap_sums,

@@ -331,19 +331,19 @@ void quantize_image(const KernelTable& kernels, const ConvPlan& plan, const biti
   const double work = 8.0 * static_cast<double>(plan.samples) * static_cast<double>(plan.pixels) *
                       static_cast<double>(plan.channels);
   if (plan.activation == BITIMPL_ACTIVATION_SIGN) {
-    parallel_ranges(pieces, work, threads, sign_range, &q);
+    parallel_ranges(pieces, 1, work, threads, sign_range, &q);
     const double* partials = reinterpret_cast<const double*>(base + layout.partials);
     for (int64_t s = 0; s < plan.samples; ++s) {
       scale_signs(q, s, partials + s * of_sample, of_sample);
     }
     return;
   }
-  parallel_ranges(pieces, work / 4.0, threads, measure_range, &q);
+  parallel_ranges(pieces, 1, work / 4.0, threads, measure_range, &q);
   const uint32_t* partials = reinterpret_cast<const uint32_t*>(base + layout.partials);
   for (int64_t s = 0; s < plan.samples; ++s) {
     scale_sample(q, s, partials + s * of_sample, of_sample);
   }
-  parallel_ranges(pieces, work, threads, round_range, &q);
+  parallel_ranges(pieces, 1, work, threads, round_range, &q);
 }
 
 }  // namespace bitimpl

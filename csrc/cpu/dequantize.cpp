@@ -157,6 +157,6 @@ extern "C" int bitimpl_dequantize(const bitimpl_weight* weight, int64_t row_begi
   const int64_t units = (row_end + unit_rows - 1) / unit_rows - first;
   DequantizeJob job = {w, g, row_begin, row_end, first, out, out_row_stride};
   const double work = work_of(g) * static_cast<double>(row_end - row_begin) / w.rows;
-  parallel_ranges(units, work, available_threads(), dequantize_range, &job);
+  parallel_ranges(units, 1, work, available_threads(), dequantize_range, &job);
   return BITIMPL_OK;
 }

@@ -222,7 +222,7 @@ int bitimpl_pack(int32_t format, int32_t components, int64_t rows, int64_t cols,
   if (codes == nullptr)
     return fail(BITIMPL_INVALID_ARGUMENT, "codes is null: pass int8 [components, rows, cols]");
   PackJob job = {geometry_of(packed), codes, out, {true}};
-  parallel_ranges(units_of(job.g), work_of(job.g), available_threads(), pack_range, &job);
+  parallel_ranges(units_of(job.g), 1, work_of(job.g), available_threads(), pack_range, &job);
   return job.valid ? BITIMPL_OK : report_bad_code(job.g, codes);
 }
 
@@ -233,7 +233,7 @@ int bitimpl_unpack(const bitimpl_weight* weight, int8_t* codes) {
   if (codes == nullptr)
     return fail(BITIMPL_INVALID_ARGUMENT, "codes is null: pass int8 [components, rows, cols]");
   UnpackJob job = {geometry_of(*weight), weight->codes, codes, {true}};
-  parallel_ranges(units_of(job.g), work_of(job.g), available_threads(), unpack_range, &job);
+  parallel_ranges(units_of(job.g), 1, work_of(job.g), available_threads(), unpack_range, &job);
   if (job.valid) return BITIMPL_OK;
   return fail(BITIMPL_INVALID_ARGUMENT,
               "the packed bytes hold a digit above 2, which no %s weight has: "

@@ -10,11 +10,18 @@ namespace bitimpl {
 // Threads a parallel region started here would get: 1 inside another parallel region.
 int available_threads();
 
-// Calls body(context, thread, begin, end) on disjoint ranges that cover [0, count), one range a
-// thread, thread < threads. `work` estimates the whole in multiply-accumulates: where waking the
-// pool would cost more than it saves, everything runs on the calling thread.
+// Calls body(context, thread, begin, end) on disjoint ranges that cover [0, count),
+// thread < threads; a thread may be called for several ranges, each of at least `grain` (but for
+// the last of a thread's share), one after the other. `work` estimates the whole in
+// multiply-accumulates: where waking the pool would cost more than it saves, everything runs on the
+// calling thread.
+//
+// On a machine whose cores are taken by others a region can last for milliseconds, until its last
+// thread was given a core. Two things keep that bounded: threads that are there take over the
+// ranges of those that are late, and regions are used only while they pay (parallel_account.h).
 using RangeBody = void (*)(void* context, int thread, int64_t begin, int64_t end);
-void parallel_ranges(int64_t count, double work, int threads, RangeBody body, void* context);
+void parallel_ranges(int64_t count, int64_t grain, double work, int threads, RangeBody body,
+                     void* context);
 
 }  // namespace bitimpl
 

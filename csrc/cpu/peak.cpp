@@ -36,6 +36,6 @@ extern "C" int64_t bitimpl_multiply_accumulate(int32_t activation, int64_t turns
   const int threads = available_threads();
   Peak peak = {activation == BITIMPL_ACTIVATION_INT8 ? kernels->int8_peak : kernels->sign_peak, turns, {0}};
   // One range a thread, each as long as the other.
-  parallel_ranges(threads, 1e18, threads, run_peak, &peak);
+  parallel_ranges(threads, 1, 1e18, threads, run_peak, &peak);
   return peak.done.load(std::memory_order_relaxed);
 }

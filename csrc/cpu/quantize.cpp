@@ -209,7 +209,7 @@ void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x, in
   Preparation preparation = {kernels, x, segment, segments, layout, activation, base};
   // Reading, scaling and rounding one activation costs about as much as 8 multiply-accumulates.
   const double work = 8.0 * static_cast<double>(x.rows) * static_cast<double>(x.cols);
-  parallel_ranges(x.rows, work, threads, prepare_range, &preparation);
+  parallel_ranges(x.rows, 1, work, threads, prepare_range, &preparation);
 
   if (activation == BITIMPL_ACTIVATION_FLOAT) {
     out->values = reinterpret_cast<const float*>(base + layout.values);
@@ -265,6 +265,6 @@ extern "C" int bitimpl_quantize_int8(const bitimpl_matrix* x, int8_t* q, float* 
   }
   QuantizeCall call = {*kernels, *x, q, scale};
   const double work = 8.0 * static_cast<double>(x->rows) * static_cast<double>(x->cols);
-  parallel_ranges(x->rows, work, available_threads(), quantize_range, &call);
+  parallel_ranges(x->rows, 1, work, available_threads(), quantize_range, &call);
   return BITIMPL_OK;
 }

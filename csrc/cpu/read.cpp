@@ -44,7 +44,7 @@ extern "C" uint64_t bitimpl_read(const void* data, int64_t bytes) {
   bitimpl::Read read{static_cast<const uint8_t*>(data), {0}};
   const int64_t lines = bytes / bitimpl::kLine;
   // An operator call on as many bytes of two_bit codes does four multiply-accumulates a byte.
-  bitimpl::parallel_ranges(lines, 4.0 * static_cast<double>(bytes), bitimpl::available_threads(),
+  bitimpl::parallel_ranges(lines, 1, 4.0 * static_cast<double>(bytes), bitimpl::available_threads(),
                            bitimpl::read_lines, &read);
   uint64_t total = read.total.load(std::memory_order_relaxed);
   for (int64_t at = lines * bitimpl::kLine; at < bytes; ++at) {
