@@ -12,6 +12,9 @@ from torch import Tensor
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that the operators take and return."""
 
+SCALES = ("row", "tensor")
+"""What can share a scale of weights."""
+
 MAX_COMPONENTS = 16
 """Most terms of a k-ternary weight (BITIMPL_MAX_COMPONENTS in impl.h)."""
 

@@ -6,6 +6,8 @@ with forward values, gradients and sources.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,6 @@ from impl.quantizers.dorefa import MODES, check_k_bit, dorefa
 from impl.quantizers.sign import (
     approx_sign,
     check_clip,
-    check_dim,
     check_float,
     check_positive_number,
     check_threshold,
@@ -140,29 +141,33 @@ class DoReFa(nn.Module):
         return f"k_bit={self.k_bit}, mode={self.mode}"
 
 
-class _PerChannel(nn.Module):
+class PerChannel(nn.Module):
     """Base of modules with parameters [channels] along dimension ``dim`` of their input."""
+
+    channels_argument: ClassVar[str] = "channels"
+    """What the constructor calls the number of channels."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        self.channels = check_positive("channels", channels)
+        self.channels = check_positive(self.channels_argument, channels)
         self.dim = dim
 
     def _along(self, parameter: Tensor, x: Tensor) -> Tensor:
         """``parameter`` in the dtype of ``x``, shaped to broadcast along its channels."""
-        channel = check_dim("dim", self.dim, check_float(x))
-        if x.shape[channel] != self.channels:
+        there = -check_float(x).dim() <= self.dim < x.dim()
+        if not there or x.shape[self.dim] != self.channels:
+            reason = "" if there else f": dim={self.dim} is not a dimension of it"
             raise ValueError(
-                f"the input must have {self.channels} channels in dimension {self.dim}, "
-                f"got shape {tuple(x.shape)}"
+                f"the input must have {self.channels_argument} = {self.channels} channels in dimension "
+                f"{self.dim}, got shape {tuple(x.shape)}{reason}"
             )
-        return parameter.to(x.dtype).view(-1, *[1] * (x.dim() - channel - 1))
+        return parameter.to(x.dtype).view(-1, *[1] * (x.dim() - self.dim % x.dim() - 1))
 
     def extra_repr(self) -> str:
         return f"{self.channels}, dim={self.dim}"
 
 
-class RSign(_PerChannel):
+class RSign(PerChannel):
     """Sign with a trainable threshold per channel (ReActNet, Liu et al., arXiv 2003.03488).
 
     y = +1 where x + ``bias`` >= 0, else -1: the threshold is -bias. ``bias`` [channels] starts at zero
@@ -185,7 +190,7 @@ class RSign(_PerChannel):
         return approx_sign(x + self._along(self.bias, x))
 
 
-class RPReLU(_PerChannel):
+class RPReLU(PerChannel):
     """PReLU between two trainable shifts per channel (ReActNet, arXiv 2003.03488).
 
     With u = x + ``input_bias``: y = u where u > 0, else ``weight`` u; plus ``output_bias``. The shifts

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from impl.checks import check_positive
+from impl.layers.activations import PerChannel
 from impl.layers.binary import BinaryLinear
 from impl.layers.calls import is_plain
 
 
-class LearnableBias(nn.Module):
+class LearnableBias(PerChannel):
     """x + bias with one learnable value, at first 0, per channel: the shift that ReActNet (Liu et
     al., 2020) puts before a sign.
 
-    ``dim`` is the channel dimension of the inputs: -1 for features, 1 for images.
+    ``dim`` is the channel dimension of the inputs: -1 for features, 1 for images. y has the dtype of x.
     """
+
+    channels_argument: ClassVar[str] = "out_chn"
 
     def __init__(
         self,
@@ -26,25 +30,18 @@ class LearnableBias(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.out_chn = check_positive("out_chn", out_chn)
-        self.dim = dim
-        self.bias = nn.Parameter(torch.zeros(self.out_chn, device=device, dtype=dtype))
+        super().__init__(out_chn, dim)
+        self.bias = nn.Parameter(torch.zeros(self.channels, device=device, dtype=dtype))
+
+    @property
+    def out_chn(self) -> int:
+        """Number of channels, as the original calls it."""
+        return self.channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [.., out_chn, ..] plus the bias, in the shape of x. ValueError for other channel counts:
-        a single channel is not broadcast."""
-        if not -x.dim() <= self.dim < x.dim() or x.shape[self.dim] != self.out_chn:
-            raise ValueError(
-                f"dimension {self.dim} of the input must have out_chn = {self.out_chn} channels, "
-                f"got shape {list(x.shape)}"
-            )
-        shape = [1] * x.dim()
-        shape[self.dim] = self.out_chn
-        return x + self.bias.view(shape)
-
-    def extra_repr(self) -> str:
-        return f"{self.out_chn}, dim={self.dim}"
+        """x [.., out_chn, ..] plus the bias, in the shape and dtype of x. ValueError for other channel
+        counts: a single channel is not broadcast."""
+        return x + self._along(self.bias, x)
 
 
 class BinaryMultiheadAttention(nn.Module):

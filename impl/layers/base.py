@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from impl import native, ops
 from impl.checks import check_activations, check_positive
 from impl.layers.calls import autocast, is_plain, refuse_derivatives
-from impl.layers.quantized import SCALE_DTYPES, SCALES, QuantizedLayer, codes_of_components
+from impl.layers.quantized import QuantizedLayer, codes_of_components
 from impl.packing import FORMATS
 from impl.quantizers import fake_quantize_activations
-
-__all__ = ["SCALES", "SCALE_DTYPES", "QuantizedLinear"]
-
-_CPU = torch.device("cpu")
 
 
 class QuantizedLinear(QuantizedLayer):
@@ -132,7 +128,7 @@ class QuantizedLinear(QuantizedLayer):
         codes, scales = buffers["codes"], buffers["scales"]
         assert codes is not None
         assert scales is not None
-        if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.uses_native(_CPU)):
+        if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.serves_cpu()):
             return None
         if x.dtype not in native.DTYPES or x.dim() == 0 or x.shape[-1] != self.in_features:
             return None

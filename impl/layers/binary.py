@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from impl.checks import check_choice
+from impl.checks import SCALES, check_choice
 from impl.layers.base import QuantizedLinear
-from impl.layers.quantized import SCALES
 from impl.layers.rules import BinaryWeight
 
 

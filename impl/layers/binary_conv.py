@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from impl.checks import check_choice
-from impl.layers.conv import QuantizedConv, Sizes
-from impl.layers.quantized import SCALES
+from impl.checks import SCALES, check_choice
+from impl.geometry import Sizes
+from impl.layers.conv import QuantizedConv
 from impl.layers.rules import BinaryWeight
 
 

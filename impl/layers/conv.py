@@ -8,26 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from impl import native, ops
-from impl.checks import check_integer, check_positive
+from impl.checks import check_positive
 from impl.convolution import convolve
 from impl.functional.conv_reference import check_image
-from impl.geometry import ConvGeometry, from_matrix, to_matrix
+from impl.geometry import Sizes, check_padding_mode, conv_geometry, from_matrix, to_matrix
 from impl.layers.calls import autocast, is_plain, refuse_derivatives
+from impl.layers.conv_attributes import ConvAttributes
 from impl.layers.quantized import QuantizedLayer, codes_of_components
 from impl.ops.conv import place_arguments, weight_arguments
 from impl.ops.library import check_device
 from impl.packing import PackedWeight
 from impl.quantizers import fake_quantize_samples
 
-_CPU = torch.device("cpu")
-
-#: What may be given for each spatial dimension alike, or as one number a dimension.
-Sizes = int | tuple[int, ...] | list[int]
-
 _TORCH_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
-class QuantizedConv(QuantizedLayer):
+class QuantizedConv(ConvAttributes, QuantizedLayer):
     """Base of the convolutions with 1 to k-component low-bit weights
     [out_channels, in_channels / groups, *kernel].
 
@@ -38,9 +34,10 @@ class QuantizedConv(QuantizedLayer):
     ``activation_bits=1``    a sign, -1 or +1, or 0: such positions count for nothing
     ``activation_bits`` else a value of the input, -1, 0 or +1, quantised with the rest of its sample
 
-    Attributes: ``in_channels``, ``out_channels``, ``kernel_size``, ``stride``, ``padding``,
-    ``dilation``, ``groups`` as of ``nn.Conv2d``, ``padding_value``, ``geometry`` (all of these as a
-    :class:`~impl.geometry.ConvGeometry`), and those of :class:`~impl.layers.quantized.QuantizedLayer`.
+    Attributes: ``in_channels``, ``out_channels``, those of
+    :class:`~impl.layers.quantized.QuantizedLayer`, and to read only ``kernel_size``, ``stride``,
+    ``padding``, ``dilation``, ``groups`` as of ``nn.Conv2d``, ``padding_value`` and ``geometry`` (all of
+    these as a :class:`~impl.geometry.ConvGeometry`).
     ``in_features`` and ``out_features`` are the sides of the matrix that the weight is packed as.
     """
 
@@ -65,25 +62,22 @@ class QuantizedConv(QuantizedLayer):
         padding_value: float,
         **options: Any,
     ) -> None:
-        dims = self._dims()
         in_channels = check_positive("in_channels", in_channels)
         out_channels = check_positive("out_channels", out_channels)
-        groups = check_positive("groups", groups)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ValueError(f"{name} = {channels} must be a multiple of groups = {groups}")
-        kernel = _sizes("kernel_size", kernel_size, dims)
-        steps, reach = _sizes("stride", stride, dims), _sizes("dilation", dilation, dims)
-        sides = _padding(padding, kernel, steps, reach)
-        geometry = ConvGeometry(kernel, steps, sides, reach, groups, padding_value)
-        shape = (out_channels, in_channels // groups, *kernel)
+        geometry = conv_geometry(
+            (in_channels, out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            dims=self._dims(),
+            padding_value=padding_value,
+        )
+        shape = (out_channels, in_channels // geometry.groups, *geometry.kernel)
         super().__init__(shape, bias, device, dtype, group_size=None, **options)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.dilation, self.groups = kernel, steps, reach, groups
-        self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in sides)
-        self.padding_value = float(padding_value)
-        self.geometry = geometry
-        self._places = (*place_arguments(geometry), self.padding_value)
+        self._take_geometry(geometry, padding)
 
     @classmethod
     def _dims(cls) -> int:
@@ -120,11 +114,7 @@ class QuantizedConv(QuantizedLayer):
             kinds = [kind.__name__ for kind, n in _TORCH_CONVOLUTIONS.items() if wanted in (None, n)]
             raise TypeError(f"{cls.__name__}.from_conv takes an nn.{' or nn.'.join(kinds)}, "
                             f"got {type(conv).__name__}")  # fmt: skip
-        if conv.padding_mode != "zeros":
-            raise ValueError(
-                f"padding_mode={conv.padding_mode!r} is not supported: padding adds one value everywhere. "
-                "Pad the input with torch.nn.functional.pad and set padding=0, padding_mode='zeros'"
-            )
+        check_padding_mode(conv.padding_mode)
         kind = cls._of_dims(dims)
         layer = kind(
             conv.in_channels,
@@ -231,7 +221,7 @@ class QuantizedConv(QuantizedLayer):
         codes, scales, bias = self._buffers["codes"], self._buffers["scales"], self._parameters["bias"]
         assert codes is not None
         assert scales is not None
-        if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.uses_native(_CPU)):
+        if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.serves_cpu()):
             return None
         x = autocast(x)
         weight: PackedWeight | None = self._prepared
@@ -255,7 +245,8 @@ class QuantizedConv(QuantizedLayer):
             self.bias,
             *weight_arguments(weight),
             self.activation_bits or 0,
-            *self._places,
+            *place_arguments(self.geometry),
+            self.padding_value,
         )
         if not torch.compiler.is_compiling():
             self._serve(native.last_kernel())
@@ -271,27 +262,3 @@ class QuantizedConv(QuantizedLayer):
         if self.groups != 1:
             parts.append(f"groups={self.groups}")
         return ", ".join(parts)
-
-
-def _sizes(name: str, value: Sizes, dims: int, least: int = 1) -> tuple[int, ...]:
-    """``value`` as one int a dimension; TypeError or ValueError naming what it cannot be."""
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * dims
-    if len(values) != dims:
-        raise ValueError(f"{name} must be an int or {dims} of them, got {value!r}")
-    return tuple(check_integer(name, number, least) for number in values)
-
-
-def _padding(
-    padding: Sizes | str, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
-    """Positions before and after each dimension, as ``nn.Conv2d`` places them."""
-    if not isinstance(padding, str):
-        return tuple((side, side) for side in _sizes("padding", padding, len(kernel), least=0))
-    if padding == "valid":
-        return ((0, 0),) * len(kernel)
-    if padding != "same":
-        raise ValueError(f"unknown padding {padding!r}: use 'same', 'valid' or a number of positions")
-    if any(step != 1 for step in stride):
-        raise ValueError(f"padding='same' needs stride 1, got {stride}: give the padding as numbers")
-    totals = [reach * (size - 1) for reach, size in zip(dilation, kernel, strict=True)]
-    return tuple((total // 2, total - total // 2) for total in totals)

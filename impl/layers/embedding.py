@@ -14,27 +14,22 @@ instances, and whatever a packed state holds, all zeros included, is what a look
 from __future__ import annotations
 
 import operator
-from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from impl import decoding
-from impl.checks import ACTIVATION_DTYPES, check_choice, check_group_size, check_positive
-from impl.layers.base import SCALE_DTYPES, SCALES
+from impl.checks import SCALES, check_choice, check_positive
 from impl.layers.calls import is_plain
-from impl.layers.forms import TwoForms
 from impl.layers.lookup import gather_codes, gather_scales
-from impl.packing import Header, PackedWeight
-from impl.packing import pack as pack_codes
-from impl.quantizers import RULES, STE, Quantized, quantize_binary, quantize_ternary, straight_through
+from impl.layers.low_bit_weight import LowBitWeight
+from impl.quantizers import RULES, Quantized, quantize_binary, quantize_ternary, straight_through
 
 INDEX_DTYPES = (torch.int64, torch.int32)
 
 
-class EmbeddingTable(TwoForms, ABC):
+class EmbeddingTable(LowBitWeight):
     """What embeddings and embedding bags share: a low-bit table and its rows by index.
 
     Attributes: ``num_embeddings``, ``embedding_dim``, ``padding_idx`` (None, or counted from 0),
@@ -46,13 +41,13 @@ class EmbeddingTable(TwoForms, ABC):
     ``identity``: ``clip`` would never move them.
     """
 
-    formats: ClassVar[tuple[str, ...]]
     replaces: ClassVar[type[nn.Embedding] | type[nn.EmbeddingBag]]
     returns_padding: ClassVar[bool]
     """Whether a lookup of ``padding_idx`` returns its row; else the index is left out."""
 
     num_embeddings: int
     embedding_dim: int
+    scale: str
 
     def __init__(
         self,
@@ -68,45 +63,27 @@ class EmbeddingTable(TwoForms, ABC):
         ste: str = "identity",
         format: str | None = None,
     ) -> None:
-        super().__init__()
         self.num_embeddings = check_positive("num_embeddings", num_embeddings)
         self.embedding_dim = check_positive("embedding_dim", embedding_dim)
-        # The packed matrix [rows, cols], in the words of the linear layers that can share it.
-        self.out_features, self.in_features, self.components = self.num_embeddings, self.embedding_dim, 1
         self.padding_idx = _check_padding(padding_idx, self.num_embeddings)
-        self.format = check_choice("format", self.formats[0] if format is None else format, self.formats)
-        self.scale = check_choice("scale", scale, SCALES)
-        self.group_size = check_group_size(group_size)
-        if group_size is not None and scale == "tensor":
-            raise ValueError(
-                f"group_size={group_size} gives a scale per row and group: it excludes scale='tensor'"
-            )
-        if self.format == "binary" and scale == "tensor" and padding_idx is not None and self.returns_padding:
+        format = self.formats[0] if format is None else format
+        if format == "binary" and scale == "tensor" and padding_idx is not None and self.returns_padding:
             raise ValueError(
                 f"padding_idx={padding_idx} needs a row of zeros, which binary codes have only through "
                 "a scale of their own: use scale='row', or TernaryEmbedding"
             )
-        if scale_dtype not in SCALE_DTYPES:
-            raise TypeError(f"scale_dtype must be torch.float32 or torch.float16, got {scale_dtype}")
-        self.scale_dtype = scale_dtype
-        self.ste = check_choice("ste", ste, STE)
-        self._weight_dtype = torch.get_default_dtype() if dtype is None else dtype
-        if self._weight_dtype not in ACTIVATION_DTYPES:
-            raise TypeError(
-                f"dtype must be float32, bfloat16 or float16, got {self._weight_dtype}: "
-                "convert the module with .float() first"
-            )
-        self._weight_requires_grad = True
-        shape = (self.num_embeddings, self.embedding_dim)
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=self._weight_dtype))
-        self.register_parameter("bias", None)
-        self._register_packed_buffers()
-        self.reset_parameters()
-
-    @abstractmethod
-    def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
-        """Codes and scales of rows [n, embedding_dim], n >= 1; ``final`` when packing: then NaN and
-        infinity are errors."""
+        super().__init__(
+            (self.num_embeddings, self.embedding_dim),
+            False,
+            device,
+            dtype,
+            format=format,
+            components=1,
+            scale=check_choice("scale", scale, SCALES),
+            group_size=group_size,
+            scale_dtype=scale_dtype,
+            ste=ste,
+        )
 
     # ---- construction -----------------------------------------------------------------------
 
@@ -176,12 +153,12 @@ class EmbeddingTable(TwoForms, ABC):
             )
         weight = self._latent("a lookup")
         if self.scale == "tensor":  # all rows have a say in the scale
-            table = straight_through(weight, self._quantized(weight, final=False), self.ste)
+            table = straight_through(weight, self._quantized_matrix(weight.detach(), final=False), self.ste)
             return F.embedding(index, table, self.padding_idx)
         rows = F.embedding(index, weight, self.padding_idx)
         if rows.shape[0] == 0:
             return rows
-        return straight_through(rows, self._quantized(rows, final=False), self.ste)
+        return straight_through(rows, self._quantized_matrix(rows.detach(), final=False), self.ste)
 
     def _packed_codes(self, index: Tensor) -> Tensor:
         assert self.codes is not None
@@ -210,70 +187,6 @@ class EmbeddingTable(TwoForms, ABC):
                     f"{self.num_embeddings} allows 0 .. {self.num_embeddings - 1}"
                 )
         return index
-
-    # ---- from one form to the other ---------------------------------------------------------
-
-    def pack(self) -> Self:
-        """Go to packed form and return the layer: the float weight is freed. No-op when packed.
-
-        Raises ValueError where the weight holds NaN or infinity, or where a scale does not fit
-        ``scale_dtype``.
-        """
-        if self.is_packed:
-            return self
-        weight = self._latent("pack()")
-        rows, cols = self.num_embeddings, self.embedding_dim
-        if weight.is_meta:
-            scale_rows = 1 if self.scale == "tensor" else rows
-            header = Header(self.format, 1, rows, cols, self.group_size, scale_rows)
-            self._become_packed(
-                torch.empty(header.codes_bytes, dtype=torch.uint8, device="meta"),
-                torch.empty(header.scales_shape, dtype=self.scale_dtype, device="meta"),
-                header.to_tensor().to("meta"),
-            )
-            return self
-        with torch.no_grad():
-            quantized = self._quantized(weight, final=True)
-            codes = pack_codes(quantized.codes, self.format, self.group_size)
-        packed = PackedWeight(self.format, 1, rows, cols, self.group_size, codes, quantized.scales)
-        self._become_packed(codes, quantized.scales, packed.header.to_tensor().to(codes.device))
-        return self
-
-    def unpack(self) -> Self:
-        """Go to training form and return the layer: ``weight`` holds the decoded values, in
-        :attr:`weight_dtype`, frozen where it was before packing. No-op in training form."""
-        if not self.is_packed:
-            return self
-        assert self.codes is not None
-        if self.codes.is_meta:
-            shape = (self.num_embeddings, self.embedding_dim)
-            weight = torch.empty(shape, dtype=self._weight_dtype, device="meta")
-        else:
-            weight = self.dequantize(dtype=self._weight_dtype)
-        self._become_latent(weight)
-        return self
-
-    def dequantize(self, rows: slice | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The table that lookups read, decoded: [rows, embedding_dim].
-
-        ``rows``: a slice with step 1, or None for all. In training form these are the quantised
-        values of the current latent weight.
-        """
-        begin, end, step = (rows or slice(None)).indices(self.num_embeddings)
-        if step != 1:
-            raise ValueError(f"rows must be a slice with step 1, got step {step}")
-        if not self.is_packed:
-            with torch.no_grad():
-                weight = self._latent("dequantize()")
-                return self._quantized(weight, final=False).dequantize(dtype)[begin:end]
-        return decoding.dequantize_rows(self.packed_weight, begin, end).to(dtype)
-
-    def _quantized(self, weight: Tensor, *, final: bool) -> Quantized:
-        quantized = self._quantize(weight.detach(), final=final)
-        scales = quantized.scales.to(self.scale_dtype)
-        if final and bool((~torch.isfinite(scales) | ((scales == 0) & (quantized.scales != 0))).any()):
-            raise ValueError(f"a scale is too large or too small for {self.scale_dtype}: use torch.float32")
-        return Quantized(quantized.codes, scales, quantized.group_size)
 
     def extra_repr(self) -> str:
         """Shape, format and form, as ``print(model)`` shows them."""

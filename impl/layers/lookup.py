@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from impl.packing.layout import _GROUPS_PER_BLOCK, _RADIX, _ROWS_PER_BYTE, _STEP
+from impl.packing.layout import GROUPS_PER_BLOCK, RADIX, ROWS_PER_BYTE, STEP
 
 
 def gather_codes(
@@ -42,21 +42,21 @@ def _gather_bits(bytes_: Tensor, cols: int, index: Tensor) -> Tensor:
 def _gather_digits(
     codes: Tensor, format: str, rows: int, cols: int, group_size: int | None, index: Tensor
 ) -> Tensor:
-    per_byte, radix = _ROWS_PER_BYTE[format], _RADIX[format]
+    per_byte, radix = ROWS_PER_BYTE[format], RADIX[format]
     row_group = index // per_byte
-    block = row_group // _GROUPS_PER_BLOCK
-    groups_of_block = (-(-rows // per_byte) - block * _GROUPS_PER_BLOCK).clamp(max=_GROUPS_PER_BLOCK)
+    block = row_group // GROUPS_PER_BLOCK
+    groups_of_block = (-(-rows // per_byte) - block * GROUPS_PER_BLOCK).clamp(max=GROUPS_PER_BLOCK)
     # A block is a stream of steps of up to 64 columns that do not cross scale groups; a step holds
     # its columns once for each row group of the block.
     column = torch.arange(cols, device=codes.device)
     segment_size = group_size or cols
     segment = column // segment_size * segment_size
-    step = segment + (column - segment) // _STEP * _STEP
-    width = torch.minimum(step + _STEP, (segment + segment_size).clamp(max=cols)) - step
+    step = segment + (column - segment) // STEP * STEP
+    width = torch.minimum(step + STEP, (segment + segment_size).clamp(max=cols)) - step
     address = (
-        (block * (_GROUPS_PER_BLOCK * cols)).unsqueeze(1)
+        (block * (GROUPS_PER_BLOCK * cols)).unsqueeze(1)
         + groups_of_block.unsqueeze(1) * step
-        + (row_group % _GROUPS_PER_BLOCK).unsqueeze(1) * width
+        + (row_group % GROUPS_PER_BLOCK).unsqueeze(1) * width
         + (column - step)
     )
     bytes_ = codes.index_select(0, address.flatten()).view(address.shape)

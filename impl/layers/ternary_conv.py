@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from impl.checks import check_choice
-from impl.layers.conv import QuantizedConv, Sizes
+from impl.geometry import Sizes
+from impl.layers.conv import QuantizedConv
 from impl.layers.rules import TernaryWeight
 from impl.quantizers import RULES
 

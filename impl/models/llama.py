@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from impl.checks import check_choice
+from impl.layers.norm import RMSNorm
+
 Activation = Literal["silu", "relu2"]
 """Of the feed-forward's gate. ``relu2``: the square of ReLU (So et al., arXiv 2109.08668)."""
 
@@ -55,9 +58,7 @@ class LlamaConfig:
     """Whether the output projection of the attention and the down projection normalise their input."""
 
     def __post_init__(self) -> None:
-        if self.activation not in get_args(Activation):
-            known = " or ".join(repr(name) for name in get_args(Activation))
-            raise ValueError(f"activation={self.activation!r} must be {known}")
+        check_choice("activation", self.activation, get_args(Activation))
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be num_heads={self.num_heads} times an even head size"
@@ -112,18 +113,6 @@ class KVCache:
         keys[:, :, self.length :].copy_(key)
         values[:, :, self.length :].copy_(value)
         return keys, values
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich, arXiv 1910.07467)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
 def rotary_table(context: int, head_dim: int, theta: float) -> Tensor:

@@ -8,6 +8,7 @@ from impl.native.backends import (
     last_kernel,
     operator_of,
     record_kernel,
+    serves_cpu,
     uses_native,
 )
 from impl.native.calls import DTYPES, PreparedLinear, dequantize, linear
@@ -48,6 +49,7 @@ __all__ = [
     "read_bytes",
     "record_kernel",
     "select_isa",
+    "serves_cpu",
     "supported_isas",
     "threads",
     "uses_native",

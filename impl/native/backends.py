@@ -63,27 +63,48 @@ def uses_native(device: torch.device) -> bool:
     Raises NativeError where they were asked for explicitly (``native``, or a library path that
     leads nowhere) and cannot. Under ``auto`` the reason is warned of once.
     """
-    choice = _chosen.get() or _default_backend()
-    if choice == "torch":
-        return False
     if device.type == "cpu":
-        if available():
-            return True
-        reason = why_not()
-    else:
-        reason = f"there are no native kernels for {device.type} tensors"
+        return serves_cpu()
+    choice = current_backend()
+    reason = f"there are no native kernels for {device.type} tensors"
     if choice == "native":
         raise NativeError(f"backend 'native' was asked for, but {reason}")
-    if device.type == "cpu" and os.environ.get("BITIMPL_LIBRARY_PATH"):
-        raise NativeError(reason)
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(
-            f"bitimpl runs on its slow torch reference: {reason}. BITIMPL_BACKEND=torch silences this.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    if choice == "auto":
+        _warn_of_reference(reason)
     return False
+
+
+def serves_cpu() -> bool:
+    """:func:`uses_native` of the CPU, for callers that count nanoseconds."""
+    return _serves_cpu(_chosen.get())
+
+
+@functools.cache
+def _serves_cpu(chosen: str | None) -> bool:
+    # Neither the library nor the environment is looked at twice, so neither is the answer.
+    choice = chosen or _default_backend()
+    if choice == "torch":
+        return False
+    if available():
+        return True
+    reason = why_not()
+    if choice == "native":
+        raise NativeError(f"backend 'native' was asked for, but {reason}")
+    if os.environ.get("BITIMPL_LIBRARY_PATH"):
+        raise NativeError(reason)
+    _warn_of_reference(reason)
+    return False
+
+
+def _warn_of_reference(reason: str) -> None:
+    if reason in _warned:
+        return
+    _warned.add(reason)
+    warnings.warn(
+        f"bitimpl runs on its slow torch reference: {reason}. BITIMPL_BACKEND=torch silences this.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 _thread = threading.local()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -118,6 +119,12 @@ def describe_geometry(geometry: ConvGeometry) -> native_library.Conv:
     )
 
 
+@functools.lru_cache(maxsize=256)
+def _described(geometry: ConvGeometry) -> native_library.Conv:
+    """:func:`describe_geometry` once for each geometry, to be read only: layers call with the same one."""
+    return describe_geometry(geometry)
+
+
 def _integer_conv(
     x: Tensor, weight: PackedWeight, geometry: ConvGeometry, bias: Tensor | None, activation_bits: int
 ) -> Tensor:
@@ -126,7 +133,7 @@ def _integer_conv(
     y = _empty_result(x, weight, geometry, x.dtype)
     descriptor, conv, image, result = (
         describe(weight),
-        describe_geometry(geometry),
+        _described(geometry),
         describe_image(x),
         describe_image(y),
     )

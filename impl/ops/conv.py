@@ -21,7 +21,7 @@ from impl.geometry import ConvGeometry, from_matrix
 from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register
 from impl.packing import FORMATS, PackedWeight
 from impl.quantizers import quantize_activations
-from impl.quantizers.activations import SIGN_WINDOW
+from impl.quantizers.activations import sign_window
 
 _WEIGHT_SCHEMA = "int rows, int cols, int components, int format"
 _PLACES_SCHEMA = "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups"
@@ -171,7 +171,7 @@ def _gradients(
         grad_x = torch.ops.bitimpl.conv_input_grad(grad, codes, scales, *ctx.numbers, ctx.size)
         for x in saved:
             _, scale = quantize_activations(x, 1, tuple(range(1, x.dim())))
-            grad_x = grad_x * (x.abs() <= SIGN_WINDOW * scale)
+            grad_x = grad_x * sign_window(x, scale)
     if needs_bias:
         grad_bias = grad.sum((0, *range(2, grad.dim()))).to(ctx.bias_dtype)
     return grad_x, grad_bias

@@ -16,7 +16,7 @@ from impl.checks import check_activations
 from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register
 from impl.packing import FORMATS, PackedWeight
 from impl.quantizers import quantize_activations
-from impl.quantizers.activations import SIGN_WINDOW
+from impl.quantizers.activations import sign_window
 from impl.tiles import row_tiles
 
 _WEIGHT_SCHEMA = "int rows, int cols, int components, int group_size, int format"
@@ -138,7 +138,7 @@ def _gradients(
         grad_x = torch.ops.bitimpl.linear_input_grad(grad, codes, scales, *ctx.numbers)
         for x in saved:
             _, scale = quantize_activations(x, 1)
-            grad_x = grad_x * (x.abs() <= SIGN_WINDOW * scale)
+            grad_x = grad_x * sign_window(x, scale)
     if needs_bias:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
     return grad_x, grad_bias

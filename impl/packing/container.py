@@ -180,7 +180,8 @@ class PackedWeight:
 
     @property
     def header(self) -> Header:
-        """The header that belongs beside these bytes."""
+        """The header of these bytes as those of a plain matrix; a convolution's also holds the sizes of its
+        kernel, which a layer adds."""
         return Header(
             self.format, self.components, self.rows, self.cols, self.group_size, self.scales.shape[1]
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -18,6 +20,24 @@ _WRONG: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+#: Weights that need no second look: their header, and the identities of their codes and scales.
+_CHECKED: ContextVar[frozenset[tuple[Header, int, int]]] = ContextVar("_CHECKED", default=frozenset())
+
+
+@contextmanager
+def already_checked(weights: Iterable[tuple[Header, Tensor, Tensor]]) -> Iterator[None]:
+    """Within, :func:`check_packed` lets these weights pass without reading their bytes again.
+
+    For weights that it has let pass, whose tensors the caller holds and nobody changes until the end.
+    """
+    held = list(weights)  # alive, so that no other tensor gets the identity of one of them
+    token = _CHECKED.set(_CHECKED.get() | {(header, id(codes), id(scales)) for header, codes, scales in held})
+    try:
+        yield
+    finally:
+        _CHECKED.reset(token)
+
+
 def check_packed(header: Header, codes: Tensor, scales: Tensor) -> None:
     """ValueError where ``codes`` or ``scales`` are not what ``header`` says, or hold what packing
     never writes: other dtypes and shapes, scales of NaN or infinity, bytes outside the digits of the
@@ -25,6 +45,8 @@ def check_packed(header: Header, codes: Tensor, scales: Tensor) -> None:
 
     The message begins with the tensor's name, "codes" or "scales": put the layer's before it.
     """
+    if (header, id(codes), id(scales)) in _CHECKED.get():
+        return
     if codes.dtype != torch.uint8 or tuple(codes.shape) != (header.codes_bytes,):
         raise ValueError(
             f"codes are {codes.dtype} {list(codes.shape)}, the header says uint8 [{header.codes_bytes}]"

@@ -20,10 +20,13 @@ FORMATS = {"binary": 1, "two_bit": 2, "base3": 3}
 LAYOUT_V1 = 1
 """Layout tag of the one layout in use."""
 
-_ROWS_PER_BYTE = {"two_bit": 4, "base3": 5}
-_RADIX = {"two_bit": 4, "base3": 3}
-_GROUPS_PER_BLOCK = 4
-_STEP = 64  # columns: one 64-byte load
+ROWS_PER_BYTE = {"two_bit": 4, "base3": 5}
+RADIX = {"two_bit": 4, "base3": 3}
+GROUPS_PER_BLOCK = 4
+STEP = 64  # columns: one 64-byte load
+
+FORMAT_BITS = {name: 8 / weights for name, weights in {"binary": 8, **ROWS_PER_BYTE}.items()}
+"""Bits of one code in each format, where bytes are full."""
 
 
 def codes_bytes(format: str, components: int, rows: int, cols: int) -> int:
@@ -34,7 +37,7 @@ def codes_bytes(format: str, components: int, rows: int, cols: int) -> int:
     check_positive("cols", cols)
     if format == "binary":
         return components * rows * -(-cols // 8)
-    return components * -(-rows // _ROWS_PER_BYTE[format]) * cols
+    return components * -(-rows // ROWS_PER_BYTE[format]) * cols
 
 
 def pack(codes: Tensor, format: str, group_size: int | None = None) -> Tensor:
@@ -44,9 +47,7 @@ def pack(codes: Tensor, format: str, group_size: int | None = None) -> Tensor:
     ValueError. ``group_size`` (columns per scale group) fixes the order of bytes of the ternary
     formats and has none for ``binary``.
     """
-    if not isinstance(codes, Tensor) or codes.dtype != torch.int8:
-        got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
-        raise TypeError(f"codes must be an int8 tensor, got {got}")
+    _check_dtype("codes", codes, torch.int8)
     if codes.dim() != 3:
         raise ValueError(f"codes must have shape [components, rows, cols], got {tuple(codes.shape)}")
     components, rows, cols = codes.shape
@@ -54,7 +55,7 @@ def pack(codes: Tensor, format: str, group_size: int | None = None) -> Tensor:
     check_group_size(group_size)
     _check_codes(codes, format)
     if format == "binary":
-        return _pack_bits(codes)
+        return _pack_bits(codes).flatten()
     bytes_ = _pack_digits(codes, format)
     stream = torch.empty(size, dtype=torch.uint8, device=codes.device)
     for natural, streamed in _stream_views(bytes_, stream, group_size):
@@ -72,21 +73,55 @@ def unpack(
     """
     size = codes_bytes(format, components, rows, cols)
     check_group_size(group_size)
-    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
-        got = packed.dtype if isinstance(packed, Tensor) else type(packed).__name__
-        raise TypeError(f"packed codes must be a uint8 tensor, got {got}")
+    _check_dtype("packed codes", packed, torch.uint8)
     if packed.dim() != 1 or packed.numel() != size:
         raise ValueError(
             f"{format} codes of {components} x {rows} x {cols} take {size} bytes in one dimension, "
             f"got shape {tuple(packed.shape)}: check the shape and the format in the header"
         )
     if format == "binary":
-        return _unpack_bits(packed, components, rows, cols)
-    row_groups = -(-rows // _ROWS_PER_BYTE[format])
+        return unpack_sign_rows(packed.view(components, rows, -1), cols)
+    row_groups = -(-rows // ROWS_PER_BYTE[format])
     bytes_ = torch.empty(components, row_groups, cols, dtype=torch.uint8, device=packed.device)
     for natural, streamed in _stream_views(bytes_, packed.contiguous(), group_size):
         natural.copy_(streamed)
     return _unpack_digits(bytes_, format, rows)
+
+
+def pack_sign_rows(signs: Tensor) -> Tensor:
+    """uint8 [..., ceil(cols / 8)] of int8 ``signs`` [..., cols]: each row as ``binary`` packs it.
+
+    Unlike :func:`pack` it takes any number of dimensions, and none of rows or columns. TypeError for
+    another dtype, ValueError for other numbers than -1 and +1.
+    """
+    _check_dtype("signs", signs, torch.int8)
+    if signs.numel():
+        _check_codes(signs, "binary")
+    return _pack_bits(signs)
+
+
+def unpack_sign_rows(bits: Tensor, cols: int) -> Tensor:
+    """The inverse of :func:`pack_sign_rows`: int8 signs [..., cols] of uint8 ``bits`` [..., ceil(cols / 8)].
+
+    TypeError for another dtype, ValueError for another size of the last dimension.
+    """
+    _check_dtype("bits", bits, torch.uint8)
+    if bits.shape[-1] != -(-cols // 8):
+        raise ValueError(
+            f"the bits of {cols} signs take {-(-cols // 8)} bytes, got shape {tuple(bits.shape)}"
+        )
+    signs = torch.empty(*bits.shape[:-1], cols, dtype=torch.int8, device=bits.device)
+    for bit in range(min(8, cols)):
+        plane = signs[..., bit::8]
+        plane.copy_(((bits[..., : plane.shape[-1]] >> bit) & 1).to(torch.int8) * 2 - 1)
+    return signs
+
+
+def _check_dtype(name: str, given: Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(given, Tensor) or given.dtype != dtype:
+        got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        wanted = str(dtype).removeprefix("torch.")
+        raise TypeError(f"{name} must be {'an' if wanted == 'int8' else 'a'} {wanted} tensor, got {got}")
 
 
 def _check_codes(codes: Tensor, format: str) -> None:
@@ -101,27 +136,18 @@ def _check_codes(codes: Tensor, format: str) -> None:
 
 
 def _pack_bits(codes: Tensor) -> Tensor:
-    components, rows, cols = codes.shape
-    out = torch.zeros(components, rows, -(-cols // 8), dtype=torch.uint8, device=codes.device)
+    cols = codes.shape[-1]
+    out = torch.zeros(*codes.shape[:-1], -(-cols // 8), dtype=torch.uint8, device=codes.device)
     for bit in range(min(8, cols)):
         plane = (codes[..., bit::8] > 0).to(torch.uint8)
         out[..., : plane.shape[-1]] |= plane << bit
-    return out.flatten()
-
-
-def _unpack_bits(packed: Tensor, components: int, rows: int, cols: int) -> Tensor:
-    bytes_ = packed.view(components, rows, -(-cols // 8))
-    codes = torch.empty(components, rows, cols, dtype=torch.int8, device=packed.device)
-    for bit in range(min(8, cols)):
-        plane = codes[..., bit::8]
-        plane.copy_(((bytes_[..., : plane.shape[-1]] >> bit) & 1).to(torch.int8) * 2 - 1)
-    return codes
+    return out
 
 
 def _pack_digits(codes: Tensor, format: str) -> Tensor:
     """One byte per row group and column: uint8 [components, row groups, cols]."""
     components, rows, cols = codes.shape
-    per_byte, radix = _ROWS_PER_BYTE[format], _RADIX[format]
+    per_byte, radix = ROWS_PER_BYTE[format], RADIX[format]
     row_groups = -(-rows // per_byte)
     out = torch.zeros(components, row_groups, cols, dtype=torch.uint8, device=codes.device)
     for j in range(per_byte):
@@ -134,7 +160,7 @@ def _pack_digits(codes: Tensor, format: str) -> Tensor:
 
 def _unpack_digits(bytes_: Tensor, format: str, rows: int) -> Tensor:
     components, _, cols = bytes_.shape
-    per_byte, radix = _ROWS_PER_BYTE[format], _RADIX[format]
+    per_byte, radix = ROWS_PER_BYTE[format], RADIX[format]
     codes = torch.empty(components, rows, cols, dtype=torch.int8, device=bytes_.device)
     rest = bytes_
     for j in range(per_byte):
@@ -162,11 +188,11 @@ def _stream_views(bytes_: Tensor, stream: Tensor, group_size: int | None) -> Ite
     components, row_groups, cols = bytes_.shape
     # Steps do not cross segments. Where the group size is a multiple of the step, or there are
     # no groups, segments make no difference and a step is the unit.
-    unit = group_size if group_size is not None and group_size % _STEP else _STEP
-    whole_blocks, rest_groups = divmod(row_groups, _GROUPS_PER_BLOCK)
+    unit = group_size if group_size is not None and group_size % STEP else STEP
+    whole_blocks, rest_groups = divmod(row_groups, GROUPS_PER_BLOCK)
     whole_segments, rest_cols = divmod(cols, unit)
     first_group = first_byte = 0
-    for blocks, groups in ((whole_blocks, _GROUPS_PER_BLOCK), (1, rest_groups)):
+    for blocks, groups in ((whole_blocks, GROUPS_PER_BLOCK), (1, rest_groups)):
         if blocks * groups == 0:
             continue
         end_group, end_byte = first_group + blocks * groups, first_byte + blocks * groups * components * cols
@@ -180,8 +206,8 @@ def _stream_views(bytes_: Tensor, stream: Tensor, group_size: int | None) -> Ite
             natural = block_bytes[..., first_col:end_col].unflatten(-1, (segments, width))
             streamed = block_stream[..., groups * first_col : groups * end_col]
             streamed = streamed.unflatten(-1, (segments, groups * width))
-            for begin in range(0, width, _STEP):
-                end = min(begin + _STEP, width)
+            for begin in range(0, width, STEP):
+                end = min(begin + STEP, width)
                 yield (
                     natural[..., begin:end].permute(1, 0, 3, 2, 4),
                     streamed[..., groups * begin : groups * end].unflatten(-1, (groups, end - begin)),

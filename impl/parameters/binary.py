@@ -8,9 +8,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from impl.checks import check_choice, check_weight
-from impl.packing import pack, unpack
-from impl.parameters.checks import SCOPES, check_data, check_dimensions, check_scales, outside_dtype
+from impl.checks import SCALES, check_choice, check_weight
+from impl.packing import pack_sign_rows, unpack_sign_rows
+from impl.parameters.checks import check_data, check_dimensions, check_scales, outside_dtype
 from impl.parameters.rules import (
     BLOCK,
     DIODE_MARGIN,
@@ -77,7 +77,7 @@ class BinaryParameter(LowBitParameter):
         packed: bool | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        check_choice("scale", scale, SCOPES)
+        check_choice("scale", scale, SCALES)
         data = check_data(data, cls._dimensions)
         check_dimensions(cls.__name__, data.shape, cls._dimensions)
         dtype = outside_dtype(dtype, data)
@@ -87,7 +87,7 @@ class BinaryParameter(LowBitParameter):
             packed = data.dtype in (torch.uint8, torch.bool)
         shape, signs, measured = _read(data, scale)
         tensors = {
-            "codes": _pack_rows(signs) if packed else signs.reshape(shape),
+            "codes": pack_sign_rows(signs) if packed else signs.reshape(shape),
             "scales": measured if scales is None else check_scales(scales, signs, scale),
         }
         return cls._wrap(shape, dtype, tensors, {"packed": packed}, requires_grad, is_param=True)
@@ -95,7 +95,7 @@ class BinaryParameter(LowBitParameter):
     def signs(self, rows: Tensor | slice | None = None) -> Tensor:
         """The signs -1 and +1, int8 [rows, weights of a row]; of ``rows`` (integers [n], or a slice) only."""
         codes = self._codes_of(rows)
-        return _unpack_rows(codes, self.shape[1:].numel()) if self.packed else codes.flatten(1)
+        return unpack_sign_rows(codes, self.shape[1:].numel()) if self.packed else codes.flatten(1)
 
     def flip_(self, mask: Tensor) -> Self:
         """Change the sign of the weights where ``mask`` (bool, shape of the parameter) is True."""
@@ -154,7 +154,7 @@ class BinaryParameter(LowBitParameter):
     def _flip(self, mask: Tensor, rows: Tensor | slice | None) -> None:
         codes = self._codes_of(rows)
         if self.packed:
-            flipped = codes ^ _pack_rows(torch.where(mask, 1, -1).to(torch.int8))
+            flipped = codes ^ pack_sign_rows(torch.where(mask, 1, -1).to(torch.int8))
         else:
             flipped = torch.where(mask.reshape(codes.shape), -codes, codes)
         if rows is None:
@@ -165,7 +165,7 @@ class BinaryParameter(LowBitParameter):
     def _store(self, value: Tensor) -> None:
         scope = "tensor" if self.scales.numel() == 1 else "row"
         _, signs, measured = _read(value, scope)
-        self.codes.copy_(_pack_rows(signs) if self.packed else signs.reshape(self.shape))
+        self.codes.copy_(pack_sign_rows(signs) if self.packed else signs.reshape(self.shape))
         self.scales.copy_(measured)
 
 
@@ -242,7 +242,7 @@ def _read(data: Tensor, scope: str) -> tuple[Sequence[int], Tensor, Tensor]:
         if data.dim() != 2:
             raise ValueError(f"packed bits must be uint8 [rows, bytes], got shape {tuple(data.shape)}")
         shape = (data.shape[0], 8 * data.shape[1])
-        signs = _unpack_rows(data, shape[1])
+        signs = unpack_sign_rows(data, shape[1])
     elif data.dtype in (torch.int8, torch.bool):
         positive = data if data.dtype == torch.bool else data >= 0
         signs = torch.where(positive, 1, -1).to(torch.int8).flatten(1)
@@ -265,18 +265,3 @@ def _mean_magnitude(matrix: Tensor, scope: str) -> Tensor:
     if scope == "tensor":
         return magnitude.mean(dtype=torch.float64).to(torch.float32).view(1)
     return magnitude.mean(dim=1, dtype=torch.float64).to(torch.float32)
-
-
-def _pack_rows(signs: Tensor) -> Tensor:
-    """Bits uint8 [rows, ceil(cols / 8)] of int8 signs [rows, cols]."""
-    rows, cols = signs.shape
-    if signs.numel() == 0:
-        return torch.zeros(rows, -(-cols // 8), dtype=torch.uint8, device=signs.device)
-    return pack(signs.unsqueeze(0), "binary").view(rows, -1)
-
-
-def _unpack_rows(bits: Tensor, cols: int) -> Tensor:
-    """int8 signs [rows, cols] of bits uint8 [rows, ceil(cols / 8)]."""
-    if bits.numel() == 0:
-        return torch.ones(bits.shape[0], cols, dtype=torch.int8, device=bits.device)
-    return unpack(bits.flatten(), "binary", 1, bits.shape[0], cols)[0]

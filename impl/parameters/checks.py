@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCOPES = ("row", "tensor")
-"""What shares a scale."""
-
 
 def check_data(data: Tensor | None, dimensions: tuple[int, ...]) -> Tensor:
     """``data`` detached, or empty data of the first of ``dimensions`` for None."""

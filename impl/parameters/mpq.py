@@ -165,6 +165,15 @@ class MPQWeightParameter(LowBitParameter):
         values[self.order] = packed_rows
         return values
 
+    def nearest_words(self, values: Tensor) -> Tensor:
+        """int32 words of the codes nearest to the finite ``values`` [in_features, out_features], with the
+        scales, zeros, groups, order and widths that the parameter has. It is not changed."""
+        bits = _bits_of_groups(self.groups, self.regions, len(self.scales))
+        shifts = _shifts_of(self.zeros, self.scales, self.asym)
+        scales = torch.where(self.scales == 0, 1, self.scales)  # there every code has the same value
+        codes = _nearest(values.to(torch.float32)[self.order], scales, shifts, self.groups, bits)
+        return _pack(codes, self.regions)
+
     def update_gradient(self) -> Tensor | None:
         """``privileged_grad`` where there is one, else ``.grad``."""
         return self.grad if self.privileged_grad is None else self.privileged_grad

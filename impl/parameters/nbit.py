@@ -7,8 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from impl.checks import check_choice, check_weight
-from impl.parameters.checks import SCOPES, check_data, check_dimensions, check_scales, outside_dtype
+from impl.checks import SCALES, check_choice, check_weight
+from impl.parameters.checks import check_data, check_dimensions, check_scales, outside_dtype
 from impl.parameters.rules import Update, adamw_change, dithered
 from impl.parameters.tensor import LowBitParameter
 
@@ -49,7 +49,7 @@ class NBitParameter(LowBitParameter):
         bits: int = 8,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        check_choice("scale", scale, SCOPES)
+        check_choice("scale", scale, SCALES)
         if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
             raise ValueError(f"bits must be an integer from 2 to 8, got {bits!r}")
         data = check_data(data, cls._dimensions)

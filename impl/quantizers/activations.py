@@ -11,7 +11,8 @@ ACTIVATION_BITS = (1, 8, 16)
 """Widths that activations can be quantised to. None, elsewhere, stands for float activations."""
 
 _LEVELS = {8: 127, 16: 32512}  # 32512 = 127 * 256: two int8 digits, the high one within -127 .. 127
-_FLOOR = 1e-5
+FLOOR = 1e-5
+"""Least amax of a row's scale."""
 
 SIGN_WINDOW = 2.0
 """1-bit activations pass their gradient where |x| is at most so many times the row's mean|x|."""
@@ -39,17 +40,26 @@ def quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) 
     """
     check_activation_bits(bits)
     values = check_activations(x).detach().to(torch.float32)
-    finite = torch.isfinite(values).all(dim=dim, keepdim=True)
     if bits == 1:
+        finite = torch.isfinite(values).all(dim=dim, keepdim=True)
         scale = values.abs().mean(dim=dim, keepdim=True, dtype=torch.float64).to(torch.float32)
         return torch.where(values >= 0, 1, -1).to(torch.int8), torch.where(finite, scale, torch.nan)
-    limit = _LEVELS[bits]
-    amax = values.abs().amax(dim=dim, keepdim=True).clamp_min(_FLOOR)
+    q, scale = absmax_codes(values, _LEVELS[bits], dim)
+    return q.to(torch.int8 if bits == 8 else torch.int16), scale
+
+
+def absmax_codes(values: Tensor, limit: int, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Codes within -limit .. limit, whole numbers in float32, and the scale of the float32 ``values``.
+
+    With amax = max(max|x|, 1e-5) along ``dim``, kept with size 1: code = round_half_even(x * (limit /
+    amax)), scale = amax / limit. Where x holds NaN or infinity, codes are 0 and the scale is NaN.
+    """
+    amax = values.abs().amax(dim=dim, keepdim=True).clamp_min(FLOOR)
+    finite = torch.isfinite(amax)
     # A tensor over a tensor: number / tensor would be a reciprocal and a product, rounded twice.
     levels = torch.full_like(amax, limit)
-    q = (values * (levels / amax)).round().clamp(-limit, limit)
-    q = torch.where(torch.isfinite(amax), q, 0.0)
-    return q.to(torch.int8 if bits == 8 else torch.int16), torch.where(finite, amax / levels, torch.nan)
+    codes = (values * (levels / amax)).round().clamp(-limit, limit)
+    return torch.where(finite, codes, 0.0), torch.where(finite, amax / levels, torch.nan)
 
 
 def fake_quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) -> Tensor:
@@ -66,4 +76,9 @@ def fake_quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] =
 def carrier(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Zeros that carry the gradient of quantised activations to ``x``."""
     zeros = x - x.detach()
-    return zeros * (x.detach().abs() <= SIGN_WINDOW * scale) if bits == 1 else zeros
+    return zeros * sign_window(x.detach(), scale) if bits == 1 else zeros
+
+
+def sign_window(x: Tensor, scale: Tensor) -> Tensor:
+    """Where values quantised to their sign, with the row's ``scale`` mean|x|, pass their gradient."""
+    return x.abs() <= SIGN_WINDOW * scale

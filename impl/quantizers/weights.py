@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from impl.checks import check_choice, check_group_size, check_weight, group_count
+from impl.checks import SCALES, check_choice, check_group_size, check_weight, group_count
 from impl.quantizers.rules import RULES, ternarize_rows
-
-_SCOPES = ("row", "tensor")
 
 # Weights handled at a time: bounds the temporaries (a few dozen bytes a weight) and keeps them
 # near the caches.
@@ -143,7 +141,7 @@ def blocks(weight: Tensor, group_size: int | None, cost: int = 1) -> Iterator[Bl
 
 
 def _check_scope(scale: str, group_size: int | None) -> str:
-    check_choice("scale", scale, _SCOPES)
+    check_choice("scale", scale, SCALES)
     if check_group_size(group_size) is not None and scale == "tensor":
         raise ValueError(
             f"scale='tensor' and group_size={group_size} exclude each other: "

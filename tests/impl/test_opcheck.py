@@ -16,6 +16,8 @@ import impl.ops  # noqa: F401 - registers the operators
 from impl.geometry import ConvGeometry
 from impl.packing import FORMATS, PackedWeight
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Arguments = tuple[Any, ...]
 
 GEOMETRIES = [
@@ -24,14 +26,6 @@ GEOMETRIES = [
     ConvGeometry((2, 1, 2), (1, 1, 2), ((0, 0), (1, 1), (0, 1)), (1, 1, 1), 2, 1.0),
 ]
 CHANNELS, ROWS = 6, 8
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def weight_of(

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impl.packing import (
+    FORMAT_BITS,
     FORMATS,
     Header,
     PackedWeight,
@@ -16,10 +17,12 @@ from impl.packing import (
     pack,
     pack_header,
     pack_hf_two_bit,
+    pack_sign_rows,
     pack_ternary_base3,
     read_header,
     unpack,
     unpack_hf_two_bit,
+    unpack_sign_rows,
     unpack_ternary_base3,
 )
 
@@ -100,6 +103,11 @@ class TestLayout:
         assert codes_bytes("two_bit", 1, 4096, 4096) == 4096 * 4096 // 4
         assert codes_bytes("base3", 3, 4096, 10) == 3 * 820 * 10
 
+    def test_bits_of_a_code_are_those_of_full_bytes(self):
+        assert FORMAT_BITS == {"binary": 1.0, "two_bit": 2.0, "base3": 1.6}
+        for format, bits in FORMAT_BITS.items():
+            assert 8 * codes_bytes(format, 3, 40, 16) == pytest.approx(3 * 40 * 16 * bits)
+
     def test_strided_codes(self):
         codes = random_codes("base3", (1, 40, 30)).mT
         assert torch.equal(unpack(pack(codes, "base3"), "base3", 1, 30, 40), codes)
@@ -112,6 +120,35 @@ class TestLayout:
         packed = pack(codes, format, 64)
         assert packed.shape == (codes_bytes(format, 2, 7, 70),)
         assert unpack(packed, format, 2, 7, 70, 64).shape == (2, 7, 70)
+
+
+class TestSignRows:
+    @settings(max_examples=60, deadline=None)
+    @given(lead=st.lists(st.integers(0, 3), max_size=3), cols=st.integers(0, 40), seed=st.integers(0, 99))
+    def test_rows_of_signs_are_those_of_the_format(self, lead, cols, seed):
+        signs = random_codes("binary", (*lead, cols), seed)
+        bits = pack_sign_rows(signs)
+        assert bits.shape == (*lead, -(-cols // 8))
+        if signs.numel():
+            assert torch.equal(bits.flatten(), pack(signs.reshape(1, -1, cols), "binary"))
+        assert torch.equal(unpack_sign_rows(bits, cols), signs)
+
+    def test_strided_rows(self):
+        signs = random_codes("binary", (12, 5)).mT
+        bits = pack_sign_rows(signs)
+        assert torch.equal(bits, pack_sign_rows(signs.contiguous()))
+        assert torch.equal(unpack_sign_rows(bits.repeat_interleave(2, 1)[:, ::2], 12), signs)
+
+    def test_what_is_refused(self):
+        with pytest.raises(TypeError, match=r"signs must be an int8 tensor, got torch\.float32"):
+            pack_sign_rows(torch.ones(2, 3))
+        with pytest.raises(ValueError, match="got 0"):
+            pack_sign_rows(torch.zeros(2, 3, dtype=torch.int8))
+        with pytest.raises(TypeError, match="bits must be a uint8 tensor, got list"):
+            unpack_sign_rows([1], 8)
+        for bytes_ in (1, 3):
+            with pytest.raises(ValueError, match=rf"9 signs take 2 bytes, got shape \(2, {bytes_}\)"):
+                unpack_sign_rows(torch.zeros(2, bytes_, dtype=torch.uint8), 9)
 
 
 class TestRefusals:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -171,19 +169,10 @@ def test_the_state_does_not_change_and_packed_states_load():
         assert torch.equal(layer.dequantize(), packed.dequantize())
 
 
-@pytest.mark.parametrize("road", ["deepcopy", "pickle", "torch.save"])
-def test_copies_keep_their_strength_and_have_their_own(road):
+def test_copies_keep_their_strength_and_have_their_own(copied):
     layer = build()
     set_strength(layer, weights=0.25, activations=0.75)
-    if road == "deepcopy":
-        twin = copy.deepcopy(layer)
-    elif road == "pickle":
-        twin = pickle.loads(pickle.dumps(layer))
-    else:
-        file = io.BytesIO()
-        torch.save(layer, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(layer)
     x = inputs(3)
     assert torch.equal(twin(x), layer(x))
     set_strength(twin, weights=1, activations=1)

@@ -134,9 +134,5 @@ class BinaryLinearBase(SignLayer):
         options: Mapping[str, Any],
     ) -> Self:
         rows, columns = weight.shape
-        layer = cls(columns, rows, device, dtype=weight.dtype, bias=bias is not None, **options)
-        layer.set_weight_data(weight)
-        if layer.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(bias)
-        return layer.train(training)
+        layer = cls(columns, rows, "meta", dtype=weight.dtype, bias=bias is not None, **options)
+        return layer._filled(weight, bias, device).train(training)

@@ -17,9 +17,8 @@ from impl.checks import check_activations, check_positive
 from impl.compat.bitorch_engine.sign_conv import SignConv2d
 from impl.compat.bitorch_engine.sign_layer import ScaledSigns, SignLayer
 from impl.compat.bitorch_engine.signs import pack_signs, unpack_signs
-from impl.geometry import ConvGeometry, from_matrix, to_matrix
+from impl.geometry import Sizes, check_padding_mode, conv_geometry, from_matrix, to_matrix
 from impl.layers.calls import autocast
-from impl.layers.conv import Sizes, _padding, _sizes
 from impl.parameters import BinaryConvParameter, BinaryParameter
 
 
@@ -58,16 +57,19 @@ class BinaryConv2dBase(SignLayer):
     ) -> None:
         in_channels = check_positive("in_channels", in_channels)
         out_channels = check_positive("out_channels", out_channels)
-        groups = check_positive("groups", groups)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ValueError(f"{name} = {channels} cannot be shared among groups = {groups}")
-        kernel = _sizes("kernel_size", kernel_size, 2)
-        strides, dilations = _sizes("stride", stride, 2), _sizes("dilation", dilation, 2)
-        sides = _padding(padding, kernel, strides, dilations)
-        geometry = ConvGeometry(kernel, strides, sides, dilations, groups, padding_value)
-        super().__init__((out_channels, in_channels // groups, *kernel), device, dtype, symmetric, bias)
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        geometry = conv_geometry(
+            (in_channels, out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            dims=2,
+            padding_value=padding_value,
+        )
+        shape = (out_channels, in_channels // geometry.groups, *geometry.kernel)
+        super().__init__(shape, device, dtype, symmetric, bias)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, geometry.groups
         self.kernel_size, self.stride = _kept(kernel_size), _kept(stride)
         self.padding, self.dilation = _kept(padding), _kept(dilation)
         self.padding_value = padding_value
@@ -78,16 +80,13 @@ class BinaryConv2dBase(SignLayer):
         """A layer with the weight, bias, shape, device, dtype and mode of ``conv``, which is not changed.
 
         ``options``: further keyword arguments of the class. Mind ``padding_value``, which is the class's
-        default and not the zeros of ``conv`` where that is another. TypeError for other modules,
+        default and not the zeros of ``conv`` where that is another. A ``bias`` that ``conv`` does not have
+        starts at 0. TypeError for other modules,
         ValueError for a ``padding_mode`` other than "zeros".
         """
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"from_conv takes an nn.Conv2d, got {type(conv).__name__}")
-        if conv.padding_mode != "zeros":
-            raise ValueError(
-                f"padding_mode={conv.padding_mode!r} repeats the image, which these layers do not do: pad "
-                "before the layer, and give it padding=0"
-            )
+        check_padding_mode(conv.padding_mode)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -95,15 +94,11 @@ class BinaryConv2dBase(SignLayer):
             conv.stride,
             conv.padding,
             conv.dilation,
-            conv.weight.device,
+            "meta",
             conv.weight.dtype,
             **{"groups": conv.groups, "bias": conv.bias is not None, **options},
         )
-        layer.set_weight_data(conv.weight)
-        if layer.bias is not None and conv.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(conv.bias)
-        return layer.train(conv.training)
+        return layer._filled(conv.weight, conv.bias, conv.weight.device).train(conv.training)
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """[out_channels, channels, *kernel] as the matrix that is packed."""

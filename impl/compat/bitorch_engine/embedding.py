@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from impl.compat.bitorch_engine.signs import check_packed, unpack_signs
+from impl.compat.bitorch_engine.signs import check_packed
 from impl.layers.embedding import BinaryTable, Lookup
 from impl.layers.embedding_bag import BinaryEmbeddingBag as BinaryBag
+from impl.packing import unpack_sign_rows
 from impl.parameters import BinaryEmbeddingParameter
 from impl.quantizers import Quantized
 
@@ -149,7 +150,7 @@ class TrainableBits(BinaryTable):
             if tuple(scales.shape) not in ((shape[0], 1), (shape[0],)):
                 raise ValueError(f"scale_w has shape {list(scales.shape)}, this layer needs [{shape[0]}, 1]")
             del state_dict[prefix + "qweight"], state_dict[prefix + "scale_w"]
-            signs = unpack_signs(packed, shape[1]).to(torch.int8)
+            signs = unpack_sign_rows(packed, shape[1])
             return BinaryEmbeddingParameter(
                 signs, scales=scales.flatten().to(torch.float32), packed=True, dtype=self.weight_dtype
             )

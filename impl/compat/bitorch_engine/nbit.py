@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from impl.compat.bitorch_engine.clipped_matmul import ClippedMatMul
 from impl.layers.nbit import NBitLinear
-from impl.layers.nbit.activations import fake_quantize, quantize_learned
+from impl.layers.nbit.activations import LearnedStep, quantize_learned
 from impl.layers.nbit.base import IntegerLayer
 from impl.layers.nbit.integers import (
     ExactValue,
@@ -53,6 +53,16 @@ class QuantizedForms(IntegerLayer):
                 raise ValueError(
                     f"{name} must be {' or '.join(map(str, cls.widths))} for {cls.__name__}, got {value!r}"
                 )
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias as torch's layers do; the shift of the input and its scale start again."""
+        super().reset_parameters()
+        nn.init.zeros_(self.bias_a)
+
+    def _taken_from(self, old: nn.Module, pack: bool) -> Self:
+        layer = super()._taken_from(old, pack)
+        nn.init.zeros_(layer.bias_a)
+        return layer
 
     # ---- what the layer is ------------------------------------------------------------------
 
@@ -226,12 +236,11 @@ class nBitLinearBase(QuantizedForms, NBitLinear):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"from_linear takes an nn.Linear, got {type(linear).__name__}")
-        weight = linear.weight
         layer = cls(
             linear.in_features,
             linear.out_features,
-            device=weight.device,
-            dtype=weight.dtype,
+            device="meta",  # nothing is drawn: the numbers come from `linear`
+            dtype=linear.weight.dtype,
             bias=linear.bias is not None,
             **options,
         )
@@ -278,8 +287,8 @@ class Q4MatMul(ClippedMatMul):
     def _product(self, x: Tensor, y: Tensor, x_clip: Tensor, y_clip: Tensor) -> Tensor:
         z = _exact_product(x, y, x_clip, y_clip)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, y, x_clip, y_clip)):
-            x_rounded = fake_quantize(x, x_clip, 4, (-1,))
-            y_rounded = fake_quantize(y, y_clip, 4, (-1,))
+            x_rounded = LearnedStep.apply(x, x_clip, largest_code(4))
+            y_rounded = LearnedStep.apply(y, y_clip, largest_code(4))
             z = ExactValue.apply(x_rounded @ y_rounded.to(x.dtype).transpose(-1, -2), z)
         return z
 

@@ -73,7 +73,7 @@ class nBitConv2dBase(QuantizedForms, NBitConv2d):
             conv.stride,
             conv.padding,
             conv.dilation,
-            device=conv.weight.device,
+            device="meta",
             dtype=conv.weight.dtype,
             groups=conv.groups,
             bias=conv.bias is not None,

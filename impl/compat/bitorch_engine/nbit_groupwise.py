@@ -68,21 +68,21 @@ class MPQLinearBase(GroupwiseLinear):
         )
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
+    def from_linear(
+        cls, linear: nn.Linear, *, device: torch.device | str | None = None, **options: Any
+    ) -> Self:
         """The layer with the quantised weight of ``linear``, its bias, device, dtype and mode.
 
-        ``options``: keyword arguments of the class. ValueError for NaN and infinity.
+        ``device`` None: that of ``linear``. ``options``: further keyword arguments of the class; a bias
+        that ``linear`` does not have starts at 0. ValueError for NaN and infinity.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"from_linear takes an nn.Linear, got {type(linear).__name__}")
-        weight, bias = linear.weight, linear.bias
-        options = {"dtype": weight.dtype, "disable_bias": bias is None, "device": weight.device, **options}
-        layer = cls(linear.in_features, linear.out_features, **options)
-        layer.quantize_(weight.detach().t())
-        if bias is not None and layer.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(bias)
-        return layer.train(linear.training)
+        layer = super().from_linear(linear, **options)
+        return layer if device is None else layer.to(device)
+
+    @classmethod
+    def _on_meta(cls, linear: nn.Linear, **options: Any) -> Self:
+        options = {"dtype": linear.weight.dtype, "disable_bias": linear.bias is None, **options}
+        return cls(linear.in_features, linear.out_features, **options, device="meta")
 
     # ---- what the layer is ------------------------------------------------------------------
 

@@ -67,16 +67,21 @@ class MBWQLinearCuda(MPQLinearBase):
         proportions: Sequence[float] = (0.5, 0.5),
         group_size: int = 32,
         importance: Tensor | None = None,
+        device: torch.device | str | None = None,
         **options: Any,
     ) -> Self:
         """The layer with the weight of ``linear`` in codes of several widths, as
-        :class:`impl.layers.nbit.MixedGroupwiseLinear` chooses them; bias, device, dtype and mode kept."""
+        :class:`impl.layers.nbit.MixedGroupwiseLinear` chooses them; bias, device, dtype and mode kept.
+
+        ``device`` and ``options`` as for :meth:`MPQLinearBase.from_linear`.
+        """
         mixed = MixedGroupwiseLinear.from_linear(
             linear, bits=bits, proportions=proportions, group_size=group_size, importance=importance
         )
-        layer = super().from_linear(linear, w_bit=4, group_size=group_size, use_mbw=True, **options)
-        layer._become(mixed.weight, layer.weight.requires_grad)
-        return layer
+        layer = cls._like(linear, w_bit=4, group_size=group_size, use_mbw=True, **options)
+        layer._become(mixed.weight.to(layer.dtype), layer.weight.requires_grad)
+        layer.channel_scale = torch.ones_like(layer.channel_scale, device=linear.weight.device)
+        return layer if device is None else layer.to(device)
 
     # ---- the weight in parts ----------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from impl.compat.bitorch_engine.nbit import MEAN_DIVISORS
 from impl.layers.nbit.gptq import pack_zeros
 from impl.parameters import MPQWeightParameter
-from impl.parameters.bitstream import pack_words
 from impl.parameters.mpq import WIDTHS
 
 _EPS = 1e-5
@@ -54,16 +53,7 @@ def pack_fp_weight(weight: Tensor, qweight: MPQWeightParameter) -> Tensor:
     values = weight.detach().to(own.codes.device, torch.float32)
     if not bool(torch.isfinite(values).all()):
         raise ValueError("the weight holds NaN or infinite values: repair it before packing")
-    scales, zeros = own.scales[own.groups], own.zeros[own.groups]
-    divisor = torch.where(scales == 0, 1, scales)
-    packed_rows = values[own.order]
-    codes = packed_rows / divisor + zeros if own.asym else (packed_rows + zeros) / divisor
-    parts, begin = [], 0
-    for rows, bits in own.regions:
-        part = codes[begin : begin + rows].round().clamp(0, (1 << bits) - 1)
-        parts.append(pack_words(part.to(torch.uint8), bits))
-        begin += rows
-    return torch.cat(parts)
+    return own.nearest_words(values)
 
 
 def gptq_style_zeros_packing(zeros: Tensor, w_bit: int) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from impl.checks import check_choice, check_weight
-from impl.layers.base import SCALES
+from impl.checks import SCALES, check_choice, check_weight
 
 
 def nv_tensor_quant(

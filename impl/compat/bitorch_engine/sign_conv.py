@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from impl import functional
-from impl.compat.bitorch_engine.signs import _without_autocast, signs, unpack_signs
+from impl.compat.bitorch_engine.signs import signs, unpack_signs
 from impl.convolution import input_gradient
 from impl.geometry import ConvGeometry, from_matrix
+from impl.layers.calls import without_autocast
 from impl.packing import PackedWeight
 
 
@@ -51,7 +52,7 @@ class SignConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, packed, scale_a, scale_w)
         ctx.geometry = geometry
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             product = _product(signs(x), weight, packed, geometry)
         return product * scale_a.to(torch.float32) * scale_w.to(torch.float32)
 
@@ -62,7 +63,7 @@ class SignConv2d(torch.autograd.Function):
         needs_x, needs_weight, _, needs_scale, *_ = ctx.needs_input_grad
         x_signs = signs(x)
         grad_x = grad_weight = grad_scale = None
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             if needs_x or needs_scale:
                 held = _weight_signs(weight, packed, x.shape[1] // geometry.groups, geometry)
                 towards_x = input_gradient(grad * scale_w.to(torch.float32), held, geometry, list(x.shape))

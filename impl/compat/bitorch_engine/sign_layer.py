@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from impl.checks import ACTIVATION_DTYPES, check_choice
+from impl.checks import ACTIVATION_DTYPES, SCALES, check_choice
 from impl.compat.bitorch_engine.quant_operators import init_weight
 from impl.compat.bitorch_engine.signs import check_packed, pack_signs, unpack_signs
-from impl.layers.base import SCALES
 from impl.layers.learned_scale import LearnedScale
 from impl.parameters import BinaryParameter
 
@@ -112,6 +111,21 @@ class SignLayer(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+
+    def _filled(self, weight: Tensor, bias: Tensor | None, device: torch.device | str) -> Self:
+        """Bring this layer, built on the meta device, to ``device`` with copies of these tensors. Nothing
+        is drawn; a bias that is not given starts at 0."""
+        self.weight = None  # no memory for what is replaced
+        self.to_empty(device=device)
+        self._reset_scales()
+        self.set_weight_data(weight)
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias)
+        return self
+
+    def _reset_scales(self) -> None:
+        """Back to where scales and shifts start; a layer of plain signs has none."""
 
     def set_weight_data(self, x: Tensor) -> None:
         """Take a copy of ``x``, in the shape of the weight, as float weight; packed bits are dropped.
@@ -309,6 +323,9 @@ class ScaledSigns(SignLayer):
     def reset_parameters(self) -> None:
         """Draw a float weight and the bias anew; shift and scales start again, at 0 and at 1."""
         super().reset_parameters()
+        self._reset_scales()
+
+    def _reset_scales(self) -> None:
         with torch.no_grad():
             self.bias_a.zero_()
             self.scale_a.zero_()

@@ -9,16 +9,16 @@ Bits are packed least significant first, bit 1 for +1, every row starting on a b
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from impl import functional, packing
+from impl import functional
 from impl.checks import check_weight
-from impl.packing import FORMATS, PackedWeight
+from impl.layers.calls import without_autocast
+from impl.packing import FORMATS, PackedWeight, pack_sign_rows, unpack_sign_rows
 
 
 def signs(x: Tensor) -> Tensor:
@@ -40,14 +40,12 @@ def pack_signs(weight: Tensor) -> Tensor:
     if weight.dtype != torch.int8:
         weight = check_weight(weight, check_finite=True)
     codes = torch.where(weight >= 0, 1, -1).to(torch.int8)
-    return packing.pack(codes.unsqueeze(0), "binary").view(codes.shape[0], -1)
+    return pack_sign_rows(codes)
 
 
 def unpack_signs(packed: Tensor, columns: int) -> Tensor:
     """Signs -1 and +1, float32 [..., columns], of uint8 bits [..., ceil(columns / 8)]."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = (packed.unsqueeze(-1) >> shifts) & 1
-    return bits.flatten(-2)[..., :columns].to(torch.float32) * 2 - 1
+    return unpack_sign_rows(packed, columns).to(torch.float32)
 
 
 def check_packed(packed: Tensor, rows: int, columns: int) -> Tensor:
@@ -91,7 +89,7 @@ class SignLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, packed: Tensor | None, scale_a: Tensor, scale_w: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, weight, packed, scale_a, scale_w)
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             dot = _product(signs(x), weight, packed)
         return dot * scale_a.to(torch.float32) * scale_w.to(torch.float32)
 
@@ -101,7 +99,7 @@ class SignLinear(torch.autograd.Function):
         needs_x, needs_weight, _, needs_scale, _ = ctx.needs_input_grad
         x_signs = signs(x)
         grad_x = grad_weight = grad_scale = None
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             if needs_x or needs_scale:
                 towards_x = _transposed_product(grad * scale_w.to(torch.float32), weight, packed, x.shape[-1])
                 towards_x = towards_x * (x.abs() <= scale_a.abs())
@@ -126,14 +124,14 @@ class SignMatMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, x_clip: Tensor, y_clip: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, x_clip, y_clip)
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             dot = signs(x) @ signs(y).transpose(-1, -2)
         return dot * x_clip.to(torch.float32) * y_clip.to(torch.float32)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, x_clip, y_clip = ctx.saved_tensors
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             grad_x, grad_x_clip = _operand_gradients(grad, x, y, x_clip, y_clip)
             grad_y, grad_y_clip = _operand_gradients(grad.transpose(-1, -2), y, x, y_clip, x_clip)
         return grad_x, grad_y, grad_x_clip, grad_y_clip
@@ -173,10 +171,3 @@ def _transposed_product(grad: Tensor, weight: Tensor | None, packed: Tensor | No
 def _as_packed_weight(packed: Tensor, columns: int) -> PackedWeight:
     ones = torch.ones(1, 1, 1, dtype=torch.float32, device=packed.device)
     return PackedWeight("binary", 1, packed.shape[0], columns, None, packed.reshape(-1), ones)
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast would round the exact products to its dtype."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)

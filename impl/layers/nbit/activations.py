@@ -13,24 +13,16 @@ import torch
 from torch import Tensor
 
 from impl.layers.nbit.integers import largest_code
+from impl.quantizers.activations import FLOOR, absmax_codes
 
 ACTIVATION_SCALES = ("dynamic", "learned")
-FLOOR = 1e-5
-"""Least amax of a dynamic scale, and least learned scale."""
 
 
 def quantize_dynamic(x: Tensor, bits: int, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """int8 codes of ``x``, and the float32 scale over ``dims``, kept with size 1.
-
-    With amax = max(max|x|, 1e-5), in float32: codes = round_half_even(x * (L / amax)), scale = amax / L.
-    Where x holds NaN or infinity, the scale is NaN and the codes are 0.
-    """
-    values = x.detach().to(torch.float32)
-    amax = values.abs().amax(dim=dims, keepdim=True).clamp_min(FLOOR)
-    levels = torch.full_like(amax, largest_code(bits))
-    finite = torch.isfinite(amax)
-    codes = (values * (levels / amax)).round().clamp(-largest_code(bits), largest_code(bits))
-    return torch.where(finite, codes, 0.0).to(torch.int8), torch.where(finite, amax / levels, torch.nan)
+    """int8 codes of ``x``, and the float32 scale over ``dims``, kept with size 1, by
+    :func:`impl.quantizers.activations.absmax_codes`."""
+    codes, scale = absmax_codes(x.detach().to(torch.float32), largest_code(bits), dims)
+    return codes.to(torch.int8), scale
 
 
 def quantize_learned(x: Tensor, scale: Tensor, bits: int, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -41,18 +33,6 @@ def quantize_learned(x: Tensor, scale: Tensor, bits: int, dims: tuple[int, ...])
     codes = torch.where(finite, (values / step).round(), 0.0)
     high = largest_code(bits)
     return codes.clamp(-high - 1, high).to(torch.int8), torch.where(finite, step, torch.nan)
-
-
-def fake_quantize(x: Tensor, scale: Tensor | None, bits: int, dims: tuple[int, ...]) -> Tensor:
-    """``x`` rounded to the values that its codes stand for, in its dtype, differentiable.
-
-    Dynamic (``scale`` None): the gradient passes unchanged. Learned: as :class:`LearnedStep` says.
-    """
-    if scale is None:
-        codes, step = quantize_dynamic(x, bits, dims)
-        return (codes * step).to(x.dtype) + (x - x.detach())  # adds an exact zero with the gradient
-    rounded: Tensor = LearnedStep.apply(x, scale, largest_code(bits))
-    return rounded
 
 
 class LearnedStep(torch.autograd.Function):

@@ -6,8 +6,9 @@
 either form into either form, strictly.
 
 There is no kernel for these layers: torch multiplies the integer codes, in float32 or float64, where
-their sums are exact. So the result is the same to the bit in either form, in training and in eval,
-for every batch size, thread count and device; it is not faster than a float layer.
+their sums are exact. So with integer activations the result is the same to the bit in either form, in
+training and in eval, for every batch size, thread count and device; with float activations it has the
+rounding of torch's float product. It is not faster than a float layer.
 """
 
 from __future__ import annotations
@@ -20,19 +21,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from impl.checks import ACTIVATION_DTYPES, check_choice
+from impl.checks import ACTIVATION_DTYPES, SCALES, check_choice
 from impl.layers.calls import autocast, refuse_derivatives
 from impl.layers.learned_scale import LearnedScale
 from impl.layers.nbit import integers
 from impl.layers.nbit.activations import (
     ACTIVATION_SCALES,
-    fake_quantize,
+    LearnedStep,
     quantize_dynamic,
     quantize_learned,
 )
 from impl.layers.nbit.states import PACKED, check_packed, header
-
-SCALES = ("row", "tensor")
 
 
 class IntegerLayer(nn.Module, ABC):
@@ -182,6 +181,9 @@ class IntegerLayer(nn.Module, ABC):
         if self.bias is not None:
             bound = 1 / math.sqrt(math.prod(self._weight_shape[1:]))
             nn.init.uniform_(self.bias, -bound, bound)
+        self._reset_scale()
+
+    def _reset_scale(self) -> None:
         if self.scale_a is not None:
             nn.init.zeros_(self.scale_a)
             self._learned_scale.forget()
@@ -199,16 +201,25 @@ class IntegerLayer(nn.Module, ABC):
         x = self._shifted(x).to(x.dtype)
         if self.activation_bits is None:
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return self._product(x, self._fake_quantized_weight(x.dtype), bias)
-        scale, dims = self._activation_scale(x), self._sample_dims(x)
-        y = self._exact(x, scale, dims)
+            return self._product(x, self._with_gradient(self.dequantize(x.dtype)), bias)
+        scale = self._activation_scale(x)
+        with torch.no_grad():
+            codes, step = self._quantized(x, scale, self.activation_bits)
+            weight_codes, weight_scales = self._codes_and_scales()
+            y = self._over_outputs(weight_scales) * self._integer_product(codes, weight_codes) * step
+            if self.bias is not None:
+                y = y + self._over_outputs(self.bias.to(torch.float32))
         involved = (x, self.weight, self.bias, scale)
         if torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in involved
         ):
-            rounded = fake_quantize(x, scale, self.activation_bits, dims)
+            if scale is None:
+                rounded = (codes * step).to(x.dtype) + (x - x.detach())  # plus a zero with the gradient
+            else:
+                rounded = LearnedStep.apply(x, scale, integers.largest_code(self.activation_bits))
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            carrier = self._product(rounded, self._fake_quantized_weight(x.dtype), bias)
+            weight = self._with_gradient(self._decoded(weight_codes, weight_scales, x.dtype))
+            carrier = self._product(rounded, weight, bias)
             y = integers.ExactValue.apply(carrier, y)
         return y.to(x.dtype)
 
@@ -220,23 +231,15 @@ class IntegerLayer(nn.Module, ABC):
             self._learned_scale.calibrate(scale, x)
         return scale if self._learned_scale.is_set(scale) else None
 
-    @torch.no_grad()
-    def _exact(self, x: Tensor, scale: Tensor | None, dims: tuple[int, ...]) -> Tensor:
-        assert self.activation_bits is not None
-        if scale is None:
-            codes, step = quantize_dynamic(x, self.activation_bits, dims)
-        else:
-            codes, step = quantize_learned(x, scale, self.activation_bits, dims)
-        weight, weight_scales = self._codes_and_scales()
-        y = self._over_outputs(weight_scales) * self._integer_product(codes, weight) * step
-        return y if self.bias is None else y + self._over_outputs(self.bias.to(torch.float32))
+    def _quantized(self, x: Tensor, scale: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
+        """int8 codes of x and their step size; ``scale`` None: dynamic."""
+        dims = self._sample_dims(x)
+        return quantize_dynamic(x, bits, dims) if scale is None else quantize_learned(x, scale, bits, dims)
 
-    def _fake_quantized_weight(self, dtype: torch.dtype) -> Tensor:
-        """code * scale in the shape of the weight, with the gradient of the weight where there is one."""
-        with torch.no_grad():
-            value = self.dequantize(dtype)
+    def _with_gradient(self, value: Tensor) -> Tensor:
+        """The quantised weight ``value`` with the gradient of the weight where there is one."""
         weight = self.weight
-        return value if weight is None else value + (weight - weight.detach()).to(dtype)
+        return value if weight is None else value + (weight - weight.detach()).to(value.dtype)
 
     def _codes_and_scales(self, *, final: bool = False) -> tuple[Tensor, Tensor]:
         """int8 codes [out, rest] and float32 scales [out] or [1], of the weight as it is now."""
@@ -252,8 +255,11 @@ class IntegerLayer(nn.Module, ABC):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that forward uses, decoded, in :attr:`weight_shape`."""
         with torch.no_grad():
-            codes, scales = self._codes_and_scales()
-            return (codes * scales.unsqueeze(1)).to(dtype).reshape(self._weight_shape)
+            return self._decoded(*self._codes_and_scales(), dtype)
+
+    @torch.no_grad()
+    def _decoded(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        return (codes * scales.unsqueeze(1)).to(dtype).reshape(self._weight_shape)
 
     # ---- from one form to the other ---------------------------------------------------------
 
@@ -276,9 +282,12 @@ class IntegerLayer(nn.Module, ABC):
         return self
 
     def _taken_from(self, old: nn.Module, pack: bool) -> Self:
-        """Copy weight and bias of ``old``, take its mode, and pack if asked for."""
-        weight, bias = self._latent("from_linear()"), old.bias
+        """Bring this layer, built on the meta device, to that of ``old``, copy its weight and bias, take its
+        mode, and pack if asked for. Nothing is drawn."""
         assert isinstance(old.weight, Tensor)
+        self.to_empty(device=old.weight.device)
+        self._reset_scale()
+        weight, bias = self._latent("from_linear()"), old.bias
         with torch.no_grad():
             weight.copy_(old.weight)
             if self.bias is not None:

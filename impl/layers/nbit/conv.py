@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from impl.checks import ACTIVATION_DTYPES, check_positive
+from impl.checks import check_positive
+from impl.convolution import convolve, pad
+from impl.functional.conv_reference import check_image
+from impl.geometry import Sizes, check_padding_mode, conv_geometry
+from impl.layers.calls import without_autocast
+from impl.layers.conv_attributes import ConvAttributes
 from impl.layers.nbit.base import IntegerLayer
-from impl.layers.nbit.integers import without_autocast
-
-_PRODUCTS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-class NBitConv(IntegerLayer):
+class NBitConv(ConvAttributes, IntegerLayer):
     """Base of the convolutions: arguments of ``nn.ConvNd`` (padding with zeros), and the widths.
 
     x [batch, in_channels, *spatial] or [in_channels, *spatial]; weight [out_channels,
     in_channels / groups, *kernel], a scale for each output channel; a dynamic activation scale is
-    that of a sample, over channels and space. Everything else as
+    that of a sample, over channels and space. ``geometry`` holds the arguments as an
+    :class:`impl.geometry.ConvGeometry`; it and what is read from it cannot be set. Everything else as
     :class:`impl.layers.nbit.base.IntegerLayer` says.
     """
 
@@ -31,10 +33,10 @@ class NBitConv(IntegerLayer):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] | str = 0,
-        dilation: int | tuple[int, ...] = 1,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
         groups: int = 1,
         bias: bool = True,
         device: torch.device | str | None = None,
@@ -47,23 +49,16 @@ class NBitConv(IntegerLayer):
     ) -> None:
         self.in_channels = check_positive("in_channels", in_channels)
         self.out_channels = check_positive("out_channels", out_channels)
-        self.groups = check_positive("groups", groups)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
-            )
-        self.kernel_size = self._numbers("kernel_size", kernel_size, 1)
-        self.stride = self._numbers("stride", stride, 1)
-        self.dilation = self._numbers("dilation", dilation, 1)
-        self.padding: tuple[int, ...] | str
-        if isinstance(padding, str):
-            if padding not in ("same", "valid"):
-                raise ValueError(f"padding must be numbers, 'same' or 'valid', got {padding!r}")
-            if padding == "same" and max(self.stride) > 1:
-                raise ValueError(f"padding='same' needs stride 1, got {self.stride}")
-            self.padding = padding
-        else:
-            self.padding = self._numbers("padding", padding, 0)
+        geometry = conv_geometry(
+            (self.in_channels, self.out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            dims=self.dims,
+        )
+        self._take_geometry(geometry, padding)
         super().__init__(
             (self.out_channels, self.in_channels // self.groups, *self.kernel_size),
             bias,
@@ -92,7 +87,7 @@ class NBitConv(IntegerLayer):
             conv.dilation,
             conv.groups,
             conv.bias is not None,
-            conv.weight.device,
+            "meta",  # nothing is drawn: the numbers come from `conv`
             conv.weight.dtype,
             **options,
         )
@@ -104,10 +99,7 @@ class NBitConv(IntegerLayer):
             raise TypeError(
                 f"{cls.__name__}.from_conv takes an nn.{cls.conv.__name__}, got {type(conv).__name__}"
             )
-        if conv.padding_mode != "zeros":
-            raise ValueError(
-                f"padding_mode={conv.padding_mode!r} cannot be kept, only 'zeros': pad in front of the layer"
-            )
+        check_padding_mode(conv.padding_mode)
 
     def extra_repr(self) -> str:
         parts = (
@@ -121,48 +113,14 @@ class NBitConv(IntegerLayer):
             return super().forward(x.unsqueeze(0)).squeeze(0)
         return super().forward(x)
 
-    def _numbers(self, name: str, value: int | tuple[int, ...], least: int) -> tuple[int, ...]:
-        """``value`` as one integer of at least ``least`` for each dimension."""
-        values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * self.dims
-        if len(values) != self.dims:
-            raise ValueError(f"{name} must be an integer or {self.dims} of them, got {value!r}")
-        if any(isinstance(number, bool) or not isinstance(number, int) for number in values):
-            raise TypeError(f"{name} must be integers, got {value!r}")
-        if min(values) < least:
-            raise ValueError(f"{name} must be at least {least}, got {value!r}")
-        return values
-
     def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"the input must be a torch.Tensor, got {type(x).__name__}")
-        if x.dtype not in ACTIVATION_DTYPES:
-            raise TypeError(
-                f"the input must be float32, bfloat16 or float16, got {x.dtype}: convert it first"
-            )
-        if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"the input must be [batch, {self.in_channels} channels] and {self.dims} spatial "
-                f"dimensions, or the same without batch, got shape {tuple(x.shape)}"
-            )
-        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        if self.padding == "same":
-            added = [length - 1 for length in reach]
-        else:
-            added = [0] * self.dims if isinstance(self.padding, str) else [2 * p for p in self.padding]
-        for axis, (size, more, needed) in enumerate(zip(x.shape[2:], added, reach, strict=True)):
-            if size == 0 or size + more < needed:
-                raise ValueError(
-                    f"the padded input is {size + more} long in spatial dimension {axis}, the dilated kernel "
-                    f"{needed}: use a larger input, more padding or a smaller kernel"
-                )
+        check_image(x, self.in_channels, self.geometry)
 
     def _sample_dims(self, x: Tensor) -> tuple[int, ...]:
         return tuple(range(1, x.dim()))
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        convolve = _PRODUCTS[self.dims]
-        y: Tensor = convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return y
+        return convolve(pad(x, self.geometry), weight, self.geometry, bias)
 
     def _integer_product(self, codes: Tensor, weight: Tensor) -> Tensor:
         weight = weight.reshape(self._weight_shape)

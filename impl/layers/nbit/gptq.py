@@ -15,9 +15,6 @@ from torch import Tensor
 from impl.checks import check_weight
 from impl.parameters.bitstream import CODES, pack_words, unpack_words
 
-GPTQ_BITS = (2, 3, 4, 8)
-"""Widths of the codes that GPTQ checkpoints hold."""
-
 
 def pack_zeros(zeros: Tensor, bits: int, *, offset: int = 1) -> Tensor:
     """int32 [groups, ceil(out / 32) * bits] of the zeros [groups, out], whole numbers, less ``offset``.

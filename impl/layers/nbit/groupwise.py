@@ -79,9 +79,29 @@ class GroupwiseLinear(nn.Module):
 
         ``options`` are keyword arguments of the class. ValueError for NaN and infinity.
         """
+        return cls._like(linear, **options).quantize_(linear.weight.detach().t())
+
+    @classmethod
+    def _like(cls, linear: nn.Linear, **options: Any) -> Self:
+        """The layer with the size, bias, device, dtype and mode of ``linear``, but its weight, for which
+        nothing is allocated or drawn, to be taken yet."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"from_linear takes an nn.Linear, got {type(linear).__name__}")
-        layer = cls(
+        layer = cls._on_meta(linear, **options)
+        if layer.bias is not None:
+            # A layer may be asked for a bias where `linear` has none, whatever nn.Linear declares.
+            given, dtype = cast("Tensor | None", linear.bias), layer.bias.dtype
+            if given is None:
+                zeros = torch.zeros(layer.out_features, dtype=dtype, device=linear.weight.device)
+                layer.bias = nn.Parameter(zeros)
+            else:
+                layer.bias = nn.Parameter(given.detach().to(dtype, copy=True), given.requires_grad)
+        return layer.train(linear.training)
+
+    @classmethod
+    def _on_meta(cls, linear: nn.Linear, **options: Any) -> Self:
+        """A layer of the size and dtype of ``linear``, on the meta device."""
+        return cls(
             linear.in_features,
             linear.out_features,
             linear.bias is not None,
@@ -89,10 +109,6 @@ class GroupwiseLinear(nn.Module):
             linear.weight.dtype,
             **options,
         )
-        layer.quantize_(linear.weight.detach().t())
-        if linear.bias is not None:
-            layer.bias = nn.Parameter(linear.bias.detach().clone(), linear.bias.requires_grad)
-        return layer.train(linear.training)
 
     # ---- weights ----------------------------------------------------------------------------
 

@@ -7,13 +7,13 @@ take a byte each.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from impl.checks import check_weight
+from impl.layers.calls import without_autocast
 
 WIDTHS = range(2, 9)
 """Bits that codes may have."""
@@ -62,9 +62,14 @@ def weight_matrix(weight: Tensor, *, final: bool) -> Tensor:
     return check_weight(weight.detach().flatten(1), check_finite=final).to(torch.float32)
 
 
+def packed_bits(bits: int) -> int:
+    """Bits that a code of so many takes once packed."""
+    return 4 if bits <= 4 else 8
+
+
 def bytes_per_row(cols: int, bits: int) -> int:
     """Bytes that a row of ``cols`` codes takes."""
-    return -(-cols // 2) if bits <= 4 else cols
+    return -(-cols * packed_bits(bits) // 8)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -102,13 +107,6 @@ def exact_matmul(left: Tensor, right: Tensor, bits: int, other_bits: int) -> Ten
     with without_autocast(left.device):
         product = left.to(dtype) @ right.to(dtype).transpose(-1, -2)
     return product.to(torch.float32)
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast would round the exact sums to its dtype."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 class ExactValue(torch.autograd.Function):

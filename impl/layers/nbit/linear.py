@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from impl.checks import check_activations, check_positive
 from impl.layers.nbit.base import IntegerLayer
-from impl.layers.nbit.integers import exact_matmul
+from impl.layers.nbit.integers import exact_dtype, exact_matmul
 
 ROWS_AT_A_TIME = 1024
 """Output features whose codes are widened together: bounds the memory of large layers."""
@@ -62,7 +62,7 @@ class NBitLinear(IntegerLayer):
             linear.in_features,
             linear.out_features,
             linear.bias is not None,
-            linear.weight.device,
+            "meta",  # nothing is drawn: the numbers come from `linear`
             linear.weight.dtype,
             **options,
         )
@@ -83,6 +83,7 @@ class NBitLinear(IntegerLayer):
     def _integer_product(self, codes: Tensor, weight: Tensor) -> Tensor:
         assert self.activation_bits is not None
         bits = (self.activation_bits, self.weight_bits)
+        codes = codes.to(exact_dtype(self.in_features, *bits))  # once, not for every tile
         return torch.cat([exact_matmul(codes, tile, *bits) for tile in weight.split(ROWS_AT_A_TIME)], dim=-1)
 
     def _over_outputs(self, values: Tensor) -> Tensor:

@@ -57,10 +57,7 @@ class MixedGroupwiseLinear(GroupwiseLinear):
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, importance: Tensor | None = None, **options: Any) -> Self:
         """As :meth:`GroupwiseLinear.from_linear`, with the ``importance`` [in_features] of the inputs."""
-        layer = super().from_linear(linear, **options)
-        if importance is not None:
-            layer.quantize_(linear.weight.detach().t(), importance=importance)
-        return layer
+        return cls._like(linear, **options).quantize_(linear.weight.detach().t(), importance=importance)
 
     def quantize_(
         self, weight: Tensor, *, whole_zeros: bool = False, importance: Tensor | None = None

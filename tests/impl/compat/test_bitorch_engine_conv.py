@@ -249,8 +249,8 @@ def test_what_cannot_be_served_raises(cls):
         ((4, 6, (3, 3, 3)), {}, ValueError, "kernel_size must be an int or 2"),
         ((4, 6, 3), {"padding": -1}, ValueError, "padding must be at least 0, got -1"),
         ((4, 6, 3), {"padding_value": 0.5}, ValueError, r"padding_value must be -1, 0 or \+1, got 0.5"),
-        ((4, 6, 3), {"groups": 3}, ValueError, "in_channels = 4 cannot be shared among groups = 3"),
-        ((4, 6, 3), {"groups": 4}, ValueError, "out_channels = 6 cannot be shared among groups = 4"),
+        ((4, 6, 3), {"groups": 3}, ValueError, "in_channels = 4 must be a multiple of groups = 3"),
+        ((4, 6, 3), {"groups": 4}, ValueError, "out_channels = 6 must be a multiple of groups = 4"),
     ):
         with pytest.raises(error, match=message):
             cls(*arguments, **options)
@@ -290,6 +290,22 @@ def test_eval_stores_nothing():
 
 
 # ---- other layers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("bias", [True, False])
+def test_conversion_draws_nothing(nothing_drawn, cls, bias):
+    """A bias that the convolution does not have was random, everything else was drawn for nothing."""
+    conv, x = nn.Conv2d(4, 6, 3, bias=bias), torch.randn(2, 4, 7, 7)
+    with nothing_drawn():
+        layer = cls.from_conv(conv, bias=True)
+    assert torch.equal(layer.bias, conv.bias if bias else torch.zeros(6))
+    weight = conv.weight.detach()
+    if cls is BinaryConv2dCutlass:
+        assert (layer.scale_a.item(), layer.bias_a.abs().sum().item()) == (0, 0)
+        weight = weight - weight.mean()
+    y = layer(x)
+    assert torch.equal(y, expected(layer, weight, x))
 
 
 @pytest.mark.parametrize("cls", ALL)

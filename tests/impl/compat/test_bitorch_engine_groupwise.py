@@ -200,6 +200,18 @@ def test_conversion_keeps_weight_and_bias():
     assert not layer.training
 
 
+@pytest.mark.parametrize("cls", [MPQLinearCuda, MBWQLinearCuda])
+@pytest.mark.parametrize("bias", [True, False])
+def test_conversion_draws_nothing(nothing_drawn, cls, bias):
+    """A bias that the linear layer does not have was random."""
+    linear, x = nn.Linear(K, N, bias=bias), torch.randn(2, K)
+    with nothing_drawn():
+        layer = cls.from_linear(linear, group_size=32, disable_bias=False)
+    assert torch.equal(layer.bias, linear.bias if bias else torch.zeros(N))
+    torch.testing.assert_close(layer(x), x @ layer.dequantize().T + layer.bias)
+    assert cls.from_linear(linear, group_size=32, device="meta").weight.is_meta
+
+
 def test_weights_set_by_hand():
     layer = MPQLinearCuda(K, N, w_bit=4, group_size=32, dtype=torch.float32)
     layer.set_qweight_data(torch.full((8, N), 0xF0F0F0F0))

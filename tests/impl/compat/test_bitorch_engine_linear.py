@@ -301,6 +301,22 @@ def test_from_linear_keeps_weight_and_bias(cls, dtype):
         cls.from_linear(nn.Tanh())
 
 
+@pytest.mark.parametrize("cls", PLAIN + SCALED)
+def test_conversion_draws_nothing(nothing_drawn, cls):
+    """It drew a weight and a bias that were overwritten, and moved the generator of whoever converts."""
+    linear, x = nn.Linear(21, 6), torch.randn(5, 21)
+    with nothing_drawn():
+        layer = cls.from_linear(linear)
+        clone = cls.create_clone_from(SimpleNamespace(layer=linear))
+    weight = linear.weight.detach()
+    for new in (layer, clone):
+        assert torch.equal(new.bias, linear.bias)
+        if cls in SCALED:
+            assert (new.scale_a.item(), new.bias_a.abs().sum().item()) == (0, 0)
+        y = new(x)
+        assert torch.equal(y, expected(new, weight - weight.mean() if cls in SCALED else weight, x))
+
+
 def test_clones_keep_the_weight():
     linear = nn.Linear(21, 6)
     clone = BinaryLinearCPP.create_clone_from(SimpleNamespace(layer=linear))

@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from binary_cases import PLAIN, SCALED, calibrated, sign
 
 from impl.compat.bitorch_engine import (
-    BinaryLinearBase,
-    BinaryLinearCPP,
     BinaryLinearCuda,
-    BinaryLinearCutlass,
 )
 
 

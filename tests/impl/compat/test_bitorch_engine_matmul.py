@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from binary_cases import sign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -210,6 +210,22 @@ def test_conversion_keeps_weight_and_bias():
         Q4Conv2dCutlass.from_conv(linear)
 
 
+@pytest.mark.parametrize("cls", [Q4LinearCutlass, Q8LinearCutlass, Q4Conv2dCutlass])
+@pytest.mark.parametrize("packed", [False, True])
+def test_conversion_draws_nothing(nothing_drawn, cls, packed):
+    """It drew a weight and a bias that were overwritten, and moved the generator of whoever converts."""
+    is_conv = issubclass(cls, nBitConv2dBase)
+    old = nn.Conv2d(3, 8, 3) if is_conv else nn.Linear(64, 32)
+    x = torch.randn(2, 3, 8, 8) if is_conv else torch.randn(2, 64)
+    with nothing_drawn():
+        layer = (cls.from_conv if is_conv else cls.from_linear)(old, pack=packed)
+    assert layer.is_packed == packed
+    assert packed or torch.equal(layer.weight, old.weight)
+    assert torch.equal(layer.bias, old.bias)
+    assert (layer.scale_a.item(), layer.bias_a.abs().sum().item()) == (0, 0)
+    assert bool(layer.eval()(x).isfinite().all())
+
+
 @pytest.mark.parametrize("shapes", [((3, 5), (4, 5)), ((2, 1, 3, 33), (4, 6, 33)), ((0, 3, 5), (0, 2, 5))])
 def test_matmul(shapes):
     """1.5: the original starts y_clip from x, and cuts 4-bit gradients at the bounds of 8 bits."""

@@ -15,10 +15,8 @@ from torch import nn
 from impl import checkpoint
 from impl.compat import bitorch_engine
 from impl.compat.bitorch_engine import (
-    BinaryLinearBase,
     BinaryLinearCPP,
     BinaryLinearCuda,
-    BinaryLinearCutlass,
     BinaryLinearParameter,
 )
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("every_layer", Path(__file__).with_name("every_layer.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-_every_layer = _load()
+import every_layer as _every_layer
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -245,3 +245,18 @@ def test_learnable_bias():
         with pytest.raises(ValueError, match="out_chn = 3"):
             bias(wrong)
     assert repr(channels) == "LearnableBias(3, dim=1)"
+    assert channels.out_chn == 3
+    with pytest.raises(ValueError, match="out_chn must be at least 1"):
+        LearnableBias(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_learnable_bias_keeps_the_dtype_of_its_input(dtype):
+    """A float32 bias made float32 of everything that passed it."""
+    bias = LearnableBias(3)
+    bias.bias.data = torch.tensor([1.0, 2.0, 3.0])
+    y = bias(torch.ones(2, 3, dtype=dtype))
+    assert y.dtype == dtype
+    assert y.tolist() == [[2.0, 3.0, 4.0]] * 2
+    y.sum().backward()
+    assert bias.bias.grad.tolist() == [2.0] * 3

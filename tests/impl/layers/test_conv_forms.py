@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -115,20 +113,11 @@ def test_damaged_states_are_refused(change, message):
 
 @pytest.mark.parametrize(("cls", "options"), LAYERS)
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("road", ["deepcopy", "pickle", "torch.save"])
-def test_copies(cls, options, packed, road):
+def test_copies(cls, options, packed, copied):
     layer = build(cls, options, packed)
     with torch.no_grad():
         layer(image())  # what a call keeps must not travel
-    if road == "deepcopy":
-        twin = copy.deepcopy(layer)
-    elif road == "pickle":
-        twin = pickle.loads(pickle.dumps(layer))
-    else:
-        file = io.BytesIO()
-        torch.save(layer, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(layer)
     assert same_function(layer, twin)
     with torch.no_grad():
         twin.bias.add_(1)

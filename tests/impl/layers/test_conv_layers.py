@@ -19,8 +19,11 @@ from impl.layers.k_ternary_conv import (
     MultiTernaryConv2d,
     MultiTernaryConv3d,
 )
+from impl.layers.nbit import NBitConv2d
 from impl.layers.ternary_conv import TernaryConv, TernaryConv1d, TernaryConv2d, TernaryConv3d
 from impl.quantizers import STE, fake_quantize_samples, straight_through
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES = [BinaryConv, TernaryConv, MultiTernaryConv]
 IMAGES = [BinaryConv2d, TernaryConv2d, MultiTernaryConv2d]
@@ -30,15 +33,6 @@ ALL = [
     (MultiTernaryConv1d, MultiTernaryConv2d, MultiTernaryConv3d),
 ]
 TORCH = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors gain nothing from more, and lose much where the processors are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def reference(layer, x):
@@ -382,3 +376,15 @@ def test_the_native_kernels_serve(grad):
             y = layer(torch.randn(1, 4, 5, 5))
         assert y.requires_grad is grad
         assert layer.last_kernel == f"{kernel}/{native.isa()}"
+
+
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation", "groups", "padding_value"])
+@pytest.mark.parametrize("cls", [BinaryConv2d, NBitConv2d])
+def test_attributes_of_the_geometry_cannot_be_set(cls, name):
+    """A stride that was set showed in ``repr`` and took no part in the forward."""
+    layer = cls(4, 6, 3, padding="same")
+    for attribute in (name, "geometry"):
+        value = getattr(layer, attribute)
+        with pytest.raises(AttributeError):
+            setattr(layer, attribute, 2)
+        assert getattr(layer, attribute) == value

@@ -7,31 +7,20 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from embedding_cases import DIM, FORMS, ROWS, build, indices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from impl.layers.embedding_bag import BinaryEmbeddingBag, TernaryEmbeddingBag
 
-ROWS, DIM = 31, 21
 BAGS = [
     pytest.param(BinaryEmbeddingBag, {}, id="binary"),
     pytest.param(BinaryEmbeddingBag, {"scale": "tensor"}, id="binary-tensor"),
     pytest.param(TernaryEmbeddingBag, {"format": "two_bit"}, id="ternary"),
     pytest.param(TernaryEmbeddingBag, {"rule": "optimal", "group_size": 8}, id="ternary-groups"),
 ]
-FORMS = [pytest.param(True, id="packed"), pytest.param(False, id="latent")]
 MODES = ("sum", "mean", "max")
-
-
-def build(cls, options, packed=False, **more):
-    torch.manual_seed(7)
-    layer = cls(ROWS, DIM, **options, **more)
-    return layer.pack() if packed else layer
-
-
-def indices(*shape):
-    return torch.randint(ROWS, shape, generator=torch.Generator().manual_seed(3))
 
 
 def torch_bag(layer, table):

@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
+from embedding_cases import DIM, EMBEDDINGS, FORMS, ROWS, build, indices
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, checkpoint, packing
 from impl.layers.embedding import BinaryEmbedding, TernaryEmbedding
-
-ROWS, DIM = 43, 37
-
-EMBEDDINGS = [
-    pytest.param(BinaryEmbedding, {}, id="binary"),
-    pytest.param(BinaryEmbedding, {"scale": "tensor"}, id="binary-tensor"),
-    pytest.param(BinaryEmbedding, {"group_size": 16, "scale_dtype": torch.float16}, id="binary-groups-f16"),
-    pytest.param(TernaryEmbedding, {}, id="ternary-absmean"),
-    pytest.param(TernaryEmbedding, {"rule": "twn", "format": "two_bit"}, id="ternary-two-bit"),
-    pytest.param(TernaryEmbedding, {"rule": "optimal", "group_size": 24}, id="ternary-groups"),
-    pytest.param(TernaryEmbedding, {"scale": "tensor"}, id="ternary-tensor"),
-]
-FORMS = [pytest.param(True, id="packed"), pytest.param(False, id="latent")]
-
-
-def build(cls, options, packed=False, **more):
-    torch.manual_seed(7)
-    layer = cls(ROWS, DIM, **options, **more)
-    return layer.pack() if packed else layer
-
-
-def indices(*shape, dtype=torch.int64):
-    return torch.randint(ROWS, shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
 
 
 @pytest.mark.parametrize(("cls", "options"), EMBEDDINGS)
@@ -105,19 +81,10 @@ def test_half_precision_outputs_have_the_dtype_of_the_weight(cls, packed):
 
 
 @pytest.mark.parametrize("packed", FORMS)
-@pytest.mark.parametrize("road", ["deepcopy", "pickle", "torch.save"])
 @pytest.mark.parametrize("cls", [BinaryEmbedding, TernaryEmbedding])
-def test_copies(cls, road, packed):
+def test_copies(cls, copied, packed):
     layer = build(cls, {}, packed, padding_idx=1)
-    if road == "deepcopy":
-        twin = copy.deepcopy(layer)
-    elif road == "pickle":
-        twin = pickle.loads(pickle.dumps(layer))
-    else:
-        file = io.BytesIO()
-        torch.save(layer, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(layer)
     assert twin.is_packed is packed
     assert torch.equal(twin(indices(9)), layer(indices(9)))
     (twin.scales if packed else twin.weight).data.mul_(2)

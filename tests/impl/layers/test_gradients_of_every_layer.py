@@ -37,6 +37,8 @@ from impl.layers.embedding import Lookup
 from impl.layers.embedding_bag import BagReduction
 from impl.layers.nbit import GroupwiseLinear, NBitConv2d, NBitLinear
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def through(value, carrier):
     """``value`` with the gradient of ``carrier``."""
@@ -184,14 +186,6 @@ REFERENCES = {
 def reference_of(layer):
     kind = next(kind for kind in REFERENCES if isinstance(layer, kind))
     return functools.partial(REFERENCES[kind], layer)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def widened(every_layer, layer_case, packed):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 
 import pytest
 import torch
@@ -15,15 +14,9 @@ from torch import nn
 
 from impl.layers import QuantizedLinear
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DTYPES = [torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tensors(module):
@@ -53,19 +46,10 @@ def test_every_layer_has_a_case(every_layer):
     assert not missing, f"add them to every_layer.py: {sorted(cls.__name__ for cls in missing)}"
 
 
-@pytest.mark.parametrize("road", ["deepcopy", "pickle", "torch.save"])
-def test_copies_are_equal_and_independent(every_layer, layer_case, packed, road):
+def test_copies_are_equal_and_independent(every_layer, layer_case, packed, copied):
     layer, x = layer_case.build(packed), layer_case.inputs()
     layer(x)  # what a call leaves behind must not travel
-    if road == "deepcopy":
-        twin = copy.deepcopy(layer)
-    elif road == "pickle":
-        twin = pickle.loads(pickle.dumps(layer))
-    else:
-        file = io.BytesIO()
-        torch.save(layer, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(layer)
     assert same(every_layer, layer, twin, x)
     own = {tensor.data_ptr() for tensor in tensors(layer)} - {0}  # 0: integers behind a float surface
     assert not own & {tensor.data_ptr() for tensor in tensors(twin)}

@@ -37,6 +37,22 @@ def state_of(parameter, projector=None):
     return {"exp_avg_s": short, "exp_avg_l": long, "step": torch.zeros(())}
 
 
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_words_of_decoded_values_are_the_words(kind):
+    parameter = make(kind, torch.randn(96, 5))
+    before = parameter.codes.clone()
+    assert torch.equal(parameter.nearest_words(parameter.dequantize()), before)
+    with torch.no_grad():
+        parameter.scales[0] = 0  # where every code has the same value
+    again = parameter.nearest_words(parameter.dequantize())
+    assert torch.equal(parameter.codes, before)
+    words = 32 // 32 * 8  # of the first group, which has 8 bits in every kind
+    assert torch.equal(again[words:], before[words:])
+    value = parameter.dequantize()
+    parameter.codes.copy_(again)
+    assert torch.equal(parameter.dequantize(), value)
+
+
 def test_the_scale_comes_from_the_largest_magnitude():
     """D8: with the largest value as range, -10 would saturate and all-negative weights would fail."""
     parameter = nBitLinearParameter(torch.tensor([[-10.0, -1.0, 0.5, 1.0], [-4.0, -3.0, -2.1, -1.0]]))

@@ -57,6 +57,23 @@ def test_decoding_is_not_rounded_to_the_dtype_of_the_layer():
     assert torch.equal(layer.dequantize(torch.float16), exact.half())
 
 
+@pytest.mark.parametrize("cls", [GroupwiseLinear, MixedGroupwiseLinear])
+@pytest.mark.parametrize("bias", [True, False])
+def test_conversion_draws_nothing(nothing_drawn, cls, bias):
+    linear = nn.Linear(70, 9, bias=bias, dtype=torch.bfloat16).eval()
+    linear.requires_grad_(False)
+    with nothing_drawn():
+        layer = cls.from_linear(linear, group_size=16)
+    assert layer.weight.dtype == torch.bfloat16
+    assert not layer.training
+    assert (layer.bias is not None) == bias
+    if bias:
+        assert torch.equal(layer.bias, linear.bias)
+        assert layer.bias.data_ptr() != linear.bias.data_ptr()
+        assert (layer.bias.dtype, layer.bias.requires_grad) == (torch.bfloat16, False)
+    assert bool(layer.dequantize().isfinite().all())
+
+
 def test_memory_is_that_of_the_codes():
     layer = GroupwiseLinear(1024, 256, bias=False, bits=4, group_size=128)
     assert layer.weight.codes.nbytes == 1024 * 256 // 2

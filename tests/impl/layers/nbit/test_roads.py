@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import math
-import pickle
 
 import pytest
 import torch
@@ -44,19 +42,10 @@ def same_function(one, other, shape, dtype=torch.float32):
         return torch.equal(one(x), other(x))
 
 
-@pytest.mark.parametrize("road", ["deepcopy", "pickle", "torch.save"])
 @pytest.mark.parametrize(("name", "packed"), FORMS)
-def test_copies(name, packed, road):
+def test_copies(name, packed, copied):
     layer, shape = build(name, packed)
-    if road == "deepcopy":
-        twin = copy.deepcopy(layer)
-    elif road == "pickle":
-        twin = pickle.loads(pickle.dumps(layer))
-    else:
-        file = io.BytesIO()
-        torch.save(layer, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    twin = copied(layer)
     assert same_function(layer, twin, shape)
     with torch.no_grad():
         twin.bias.add_(1)
