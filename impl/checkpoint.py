@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from impl.packing import check_packed, read_header
+from impl.packing import Header, already_checked, check_packed, read_header
 from impl.parameters import LowBitTensor
 
 #: Version of this file convention; files of newer versions are refused.
 FILE_VERSION = 1
+
+_Packed = tuple[Header, Tensor, Tensor]  # with its codes and scales
 
 _VERSION_KEY = "bitimpl.version"
 _ALIASES_KEY = "bitimpl.aliases"
@@ -58,28 +60,41 @@ def save(module: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str,
             aliases[name] = first[place]
             continue
         first[place] = name
-        # Views of one storage are refused by safetensors: what overlaps otherwise is copied.
-        whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
-        tensors[name] = (
-            value.detach() if whole else value.detach().clone(memory_format=torch.contiguous_format)
-        )
+        tensors[name] = in_own_memory(value.detach())
     header = {
         "format": "pt",
         _VERSION_KEY: str(FILE_VERSION),
         _ALIASES_KEY: json.dumps(aliases, sort_keys=True),
         **(metadata or {}),
     }
+    replace_file(path, lambda partial: save_file(tensors, partial, metadata=header))
+
+
+def replace_file(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a file beside ``path`` and put it there in one step, with the permissions of
+    a new file. Where ``write`` raises, nothing is left of it and what was at ``path`` stays; where the
+    machine stops, ``path`` is the old file or the new one, whole."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    partial.touch(exist_ok=False)
     try:
-        partial.touch(exist_ok=False)
-        mode = partial.stat().st_mode  # what the umask gives; save_file puts an owner-only file here
-        save_file(tensors, partial, metadata=header)
+        mode = partial.stat().st_mode  # what the umask gives; safetensors puts an owner-only file here
+        write(partial)
         partial.chmod(mode)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())  # or the new name could be on disk before what it names
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def in_own_memory(tensor: Tensor) -> Tensor:
+    """``tensor``, or a copy of it unless it is contiguous and fills its memory: safetensors refuses
+    views of one storage."""
+    if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def load(
@@ -91,15 +106,23 @@ def load(
     ``assign`` are those of ``load_state_dict``; a module on the meta device needs ``assign``.
 
     Raises FileNotFoundError; ValueError where the file is damaged, pickled, of a newer version, or
-    holds packed weights that this build cannot read; RuntimeError where it does not fit ``module``.
+    holds packed weights that this build cannot read, with ``module`` unchanged; RuntimeError where it
+    does not fit ``module``, which takes what fits then, as from ``load_state_dict``.
     """
-    state, metadata = read_state(path)
-    module.load_state_dict(state, strict=strict, assign=assign)
+    state, metadata, weights = _read(path)
+    with already_checked(weights):  # the layers check what they are given, here it is known to be whole
+        module.load_state_dict(state, strict=strict, assign=assign)
     return metadata
 
 
 def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state in ``path``, aliases included, and the file's metadata. Raises as :func:`load`."""
+    state, metadata, _ = _read(path)
+    return state, metadata
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str], list[_Packed]]:
+    """:func:`read_state`, and the packed weights of the state, found whole."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
@@ -108,7 +131,7 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
             _check_version(path, metadata)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
-        if _is_pickled(path):
+        if is_pickled(path):
             raise ValueError(
                 f"{path} is a torch or pickle file, which can run code when loaded; only safetensors are "
                 "read here: load_state_dict(torch.load(path, weights_only=True)) loads tensors alone"
@@ -118,34 +141,41 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
         if stored not in state:
             raise ValueError(f"{path} names {stored} as the data of {name} but does not hold it: damaged")
         state[name] = state[stored]
-    _check_packed_layers(path, state)
-    return state, metadata
+    return state, metadata, _packed_weights(path, state)
 
 
-def _check_packed_layers(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
-    """ValueError naming the tensor where packed weights in ``state`` are damaged or newer."""
-    for key, packing in state.items():
-        prefix, _, leaf = key.rpartition(".")
+def is_pickled(path: str | os.PathLike[str]) -> bool:
+    """Whether the file begins as those of ``torch.save`` (a zip archive, once a bare pickle) do, and not
+    as safetensors: eight bytes of length, any of them, then JSON."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head[8:] != b"{" and head.startswith((b"PK", b"\x80"))
+
+
+def _packed_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> list[_Packed]:
+    """The packed weights in ``state``; ValueError naming the tensor where one is damaged or newer."""
+    found: dict[tuple[Header, int, int], _Packed] = {}
+    for name, packing in state.items():
+        prefix, _, leaf = name.rpartition(".")
         if leaf != "packing":
             continue
         try:
             header = read_header(packing)
         except ValueError as error:
-            raise ValueError(f"{path}, {key}: {error}") from error
+            raise ValueError(f"{path}, {name}: {error}") from error
         at = f"{prefix}." if prefix else ""
         codes, scales = state.get(f"{at}codes"), state.get(f"{at}scales")
         if codes is None or scales is None:
             continue  # a strict load names what is missing
+        key = header, id(codes), id(scales)
+        if key in found:  # under another name
+            continue
         try:
             check_packed(header, codes, scales)
         except ValueError as error:
             raise ValueError(f"{path}, {at}{error}") from error
-
-
-def _is_pickled(path: str | os.PathLike[str]) -> bool:
-    """Whether the file begins as those of ``torch.save`` (a zip archive, once a bare pickle) do."""
-    with open(path, "rb") as file:
-        return file.read(2).startswith((b"PK", b"\x80"))
+        found[key] = header, codes, scales
+    return list(found.values())
 
 
 def _aliases(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, str]:

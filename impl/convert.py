@@ -16,7 +16,7 @@ import copy
 import fnmatch
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -92,6 +92,34 @@ def convert_convolutions(
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     kind = _Kind("convolutions", kinds, lambda old: layer.from_conv(old, **options))
     return _convert(module, inplace, skip, report, kind)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether ``module`` has hooks on its calls or gradients: a layer put in its place has none of them."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def why_left(
+    module: nn.Module,
+    candidates: Mapping[str, nn.Module],
+    classes: tuple[type[nn.Module], ...] = (nn.Linear,),
+) -> dict[str, str]:
+    """Which of the ``candidates`` to replace, layers of ``module`` by name, something relies on as they
+    are, and why: those that are of none of ``classes`` but of a subclass, have hooks, or share their
+    weight with something that is not replaced. A layer under several names is given under each."""
+    left = {name: why for name, old in candidates.items() if (why := _why_not(old, classes))}
+    while True:
+        replaced = {name: old for name, old in candidates.items() if name not in left}
+        tied = _tied_outside(module.modules(), replaced)
+        if not tied:
+            return left
+        for name, other in tied.items():
+            left[name] = f"its weight is shared with a {other}, which is not converted"
 
 
 @dataclass(frozen=True)
@@ -195,33 +223,24 @@ def _select(
             f"skip names {', '.join(map(repr, unmatched))}, which match no module; "
             f"{kind.plural} are {', '.join(map(repr, names[:12]))}{' ...' if len(names) > 12 else ''}"
         )
-    chosen: dict[str, nn.Module] = {}
-    refused: set[int] = set()
-    for name, candidate in modules.items():
-        if not isinstance(candidate, kind.classes):
-            continue
-        why = _why_not(name, candidate, skip, kind)
-        if why:
-            report.skipped[name] = why
-            refused.add(id(candidate))
-        elif all(candidate is not other for other in chosen.values()):
-            chosen[name] = candidate
-    # A module skipped under one of its names is skipped under all.
-    chosen = {name: old for name, old in chosen.items() if id(old) not in refused}
-    while tied := _tied_outside(modules.values(), chosen):
-        for name, other in tied.items():
-            report.skipped[name] = f"its weight is shared with a {other}, which is not converted"
-            del chosen[name]
-    return chosen
+    found = {name: old for name, old in modules.items() if isinstance(old, kind.classes)}
+    asked = {name: f"{_ASKED}: {name}" for name in found if _matches(name, skip)}
+    refused = {id(found[name]) for name in asked}  # under one of its names: under all
+    candidates = {name: old for name, old in found.items() if id(old) not in refused}
+    left = why_left(module, candidates, kind.classes)
+    report.skipped |= asked | left
+    chosen: dict[int, tuple[str, nn.Module]] = {}
+    for name, old in candidates.items():
+        if name not in left:
+            chosen.setdefault(id(old), (name, old))
+    return dict(chosen.values())
 
 
-def _why_not(name: str, old: nn.Module, skip: Sequence[str], kind: _Kind) -> str:
-    if _matches(name, skip):
-        return f"{_ASKED}: {name}"
-    if type(old) not in kind.classes:
-        base = next(base for base in kind.classes if isinstance(old, base))
+def _why_not(old: nn.Module, classes: tuple[type[nn.Module], ...]) -> str:
+    if type(old) not in classes:
+        base = next(base for base in classes if isinstance(old, base))
         return f"{type(old).__name__} is a subclass of nn.{base.__name__} that its owner may rely on"
-    if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks:
+    if has_hooks(old):
         return "it has hooks, which would be lost"
     mode = getattr(old, "padding_mode", "zeros")
     return "" if mode == "zeros" else f"it pads by {mode!r}, low-bit convolutions by one value"
@@ -234,7 +253,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
 
 
-def _tied_outside(modules: Iterable[nn.Module], chosen: dict[str, nn.Module]) -> dict[str, str]:
+def _tied_outside(modules: Iterable[nn.Module], chosen: Mapping[str, nn.Module]) -> dict[str, str]:
     """Chosen layers whose weight some module that is not chosen holds too, with its type."""
     ids = {id(old) for old in chosen.values()}
     owners: dict[int, str] = {}

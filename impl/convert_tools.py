@@ -12,7 +12,6 @@ import difflib
 import glob
 import os
 import pickle
-import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 from impl import checkpoint
-from impl.convert import ConversionReport, convert_linear_to_bitlinear
+from impl.convert import ConversionReport, convert_linear_to_bitlinear, why_left
 from impl.convert import pack as pack_quantised
 from impl.layers import BinaryLinear, BitLinear, MultiTernaryLinear, QuantizedLinear
 from impl.layers.forms import TwoForms
@@ -139,27 +138,27 @@ def quantize_linear_with_k_ternary_linear(
     return quantize_linear_with(module, names_to_replace, MultiTernaryLinear, parent_name, **options)
 
 
-def quantize_linear_with_binary_linear_cuda(
-    module: nn.Module, names_to_replace: Iterable[str], parent_name: str = ""
+def replace_linear_layers(
+    module: nn.Module,
+    names_to_replace: Iterable[str],
+    class_: type[nn.Module],
+    from_linear: Callable[[nn.Linear], nn.Module],
+    parent_name: str = "",
 ) -> list[nn.Module]:
-    """Replace linear layers by bitorch_engine's ``BinaryLinearCuda``, in place, on the device where each
-    is; it computes with the signs of weight and input. What is kept, left alone and raised is as for
-    :func:`quantize_linear_with`.
-    """
-    from impl.compat.bitorch_engine import BinaryLinearCuda  # on first use: it builds on this package
-
+    """Replace linear layers by ``from_linear(linear)``, a ``class_`` of any kind, in place: layers that
+    share a weight share it afterwards. What is left alone, returned and raised is as for
+    :func:`quantize_linear_with`."""
     linears, names = _linears_in(module, names_to_replace, parent_name)
-    left = _why_left(module, {name: linears[name] for name in names})
+    left = why_left(module, {name: linears[name] for name in names})
     _warn_of_rest(left)
-    first_of: dict[int, BinaryLinearCuda] = {}
+    first_of: dict[int, nn.Module] = {}
 
     def make(linear: nn.Linear) -> nn.Module:
-        new = BinaryLinearCuda.from_linear(linear)
+        new = from_linear(linear)
         new.weight = first_of.setdefault(id(linear.weight), new).weight
         return new
 
-    chosen = [name for name in names if name not in left]
-    return replace_layers(module, chosen, BinaryLinearCuda, make)
+    return replace_layers(module, [name for name in names if name not in left], class_, make)
 
 
 # ---- preparing and packing ------------------------------------------------------------------------
@@ -218,13 +217,8 @@ def save_checkpoint(model: nn.Module, name: str | os.PathLike[str], qweight_only
     if path.suffix not in _TORCH_SUFFIXES:
         checkpoint.save(packed, path)
         return
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        torch.save({_STATE_KEY: packed.state_dict()}, partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    state = {_STATE_KEY: packed.state_dict()}
+    checkpoint.replace_file(path, lambda partial: torch.save(state, partial))
 
 
 def load_checkpoint(
@@ -239,9 +233,8 @@ def load_checkpoint(
     which are not loaded; RuntimeError where keys, shapes or packed weights are not those that the
     layers of ``model`` take.
     """
-    state = _read_state(checkpoint_path)
     meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    model.load_state_dict(state, strict=True, assign=meta)
+    _load_file(model, checkpoint_path, assign=meta)
     pack_bie_layers(model, qweight_only)
 
 
@@ -251,14 +244,12 @@ def _twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, cast("dict[int, Any]", tensors))
 
 
-def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+def _load_file(model: nn.Module, path: str | os.PathLike[str], assign: bool) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    with open(path, "rb") as file:
-        head = file.read(9)
-    # safetensors: eight bytes of length, then JSON. torch: a zip archive, once a bare pickle.
-    if head[8:] == b"{" or not head.startswith((b"PK", b"\x80")):
-        return checkpoint.read_state(path)[0]
+    if not checkpoint.is_pickled(path):
+        checkpoint.load(model, path, assign=assign)
+        return
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -271,7 +262,7 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     state = loaded.get(_STATE_KEY, loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{path} holds no state_dict, but a {type(state).__name__}")
-    return state
+    model.load_state_dict(state, strict=True, assign=assign)
 
 
 # ---- choosing -------------------------------------------------------------------------------------
@@ -320,32 +311,6 @@ def _linears_in(
         if id(linears[name]) in others:
             raise ValueError(f"{name!r} is also called {others[id(linears[name])]!r}: name both")
     return linears, names
-
-
-def _why_left(module: nn.Module, chosen: Mapping[str, nn.Linear]) -> dict[str, str]:
-    """Which of the ``chosen`` layers something in ``module`` relies on as they are, and why."""
-    left: dict[str, str] = {}
-    for name, linear in chosen.items():
-        if type(linear) is not nn.Linear:
-            left[name] = f"{type(linear).__name__} is a subclass of nn.Linear that its owner may rely on"
-        elif linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
-            left[name] = "it has hooks, which would be lost"
-    while True:
-        replaced = {id(linear) for name, linear in chosen.items() if name not in left}
-        holders = {
-            id(parameter): type(holder).__name__
-            for holder in module.modules()
-            if id(holder) not in replaced
-            for parameter in holder.parameters(recurse=False)
-        }
-        tied = {
-            name: f"its weight is shared with a {holders[id(linear.weight)]}, which is not converted"
-            for name, linear in chosen.items()
-            if name not in left and id(linear.weight) in holders
-        }
-        if not tied:
-            return left
-        left |= tied
 
 
 def _warn_of_rest(left: Mapping[str, str]) -> None:

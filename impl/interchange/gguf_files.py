@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from impl.checkpoint import replace_file
 from impl.checks import check_choice
 from impl.interchange.gguf_blocks import (
     BLOCK_BYTES,
@@ -182,7 +182,7 @@ def save_gguf(
         if name_in_file is not None:
             numbers, raw_dtype = _float_array(key, tensor)
             writer.add_tensor(name_in_file, numbers, raw_dtype=raw_dtype)
-    _write(writer, Path(path))
+    replace_file(path, lambda partial: _write(writer, partial))
 
 
 # ---- reading --------------------------------------------------------------------------------------
@@ -293,15 +293,10 @@ def _add_metadata(writer: GGUFWriter, metadata: Metadata) -> None:
 
 
 def _write(writer: GGUFWriter, path: Path) -> None:
-    """Have ``writer`` fill a file beside ``path`` and put it there in one step."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    """Fill the file ``path`` and close it, also where that fails."""
     try:
-        writer.write_header_to_file(partial)
+        writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
+    finally:
         writer.close()
-        os.replace(partial, path)
-    except BaseException:
-        writer.close()
-        partial.unlink(missing_ok=True)
-        raise

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from impl.checkpoint import in_own_memory, replace_file
 from impl.interchange.bitnet_config import BitNetConfig
 from impl.interchange.huggingface import from_huggingface, to_huggingface
 
@@ -45,8 +44,8 @@ def save_huggingface(
     text = json.dumps(described, indent=2) + "\n"
     taken: set[int] = set()
     tensors = {name: _alone(tensor, taken) for name, tensor in state.items()}
-    _replace(target / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace(target / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(target / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    replace_file(target / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     return config
 
 
@@ -114,22 +113,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _alone(tensor: Tensor, taken: set[int]) -> Tensor:
     """``tensor`` as the only and contiguous user of its memory, which safetensors asks for; ``taken``
     are the addresses given out."""
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    if whole and tensor.data_ptr() not in taken:
-        taken.add(tensor.data_ptr())
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a file beside ``path`` and put it there in one step."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        partial.touch(exist_ok=False)
-        mode = partial.stat().st_mode  # what the umask gives; safetensors puts an owner-only file
-        write(partial)
-        partial.chmod(mode)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    own = in_own_memory(tensor)
+    if own.data_ptr() in taken:
+        own = own.clone()
+    taken.add(own.data_ptr())
+    return own

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from impl.checks import ACTIVATION_DTYPES
+from impl.convert import has_hooks
 from impl.layers import QuantizedLinear
 from impl.layers.forms import TwoForms
 from impl.layers.nbit import IntegerLayer
@@ -39,7 +40,7 @@ def check_target(model: nn.Module, name: str, shape: tuple[int, int], has_bias: 
     if (layer.bias is not None) != has_bias:
         with_, without = ("file", "model") if has_bias else ("model", "file")
         raise ValueError(f"the {with_} has a bias for it, the {without} has none")
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+    if has_hooks(layer):
         raise ValueError("it has hooks, which replacing it would lose: remove them first")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear, checkpoint, prepare
+from impl.convert_tools import load_checkpoint, save_checkpoint
+from impl.interchange import save_gguf, save_huggingface
+from impl.packing import damage
 
 
 def model(packed=True):
@@ -168,3 +173,166 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
         checkpoint.save(BitLinear(8, 4), path, {"note": 3})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@pytest.fixture
+def scanned(monkeypatch):
+    """The layout and size of all codes whose bytes are looked at, and the sizes of such scales."""
+    seen = {"codes": [], "scales": []}
+    bytes_outside, check_scales = damage._bytes_outside, damage.check_scales
+
+    def look_at_codes(header, codes):
+        seen["codes"].append((header.format, codes.numel()))
+        return bytes_outside(header, codes)
+
+    def look_at_scales(scales):
+        seen["scales"].append(scales.numel())
+        check_scales(scales)
+
+    monkeypatch.setattr(damage, "_bytes_outside", look_at_codes)
+    monkeypatch.setattr(damage, "check_scales", look_at_scales)
+    return seen
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("road", ["load", "load_checkpoint", "load_state_dict", "read_state"])
+def test_one_load_looks_at_the_bytes_of_each_weight_once(tmp_path, scanned, road, packed):
+    """Also where no layer takes them, as for the caller of read_state()."""
+    path = tmp_path / "m.safetensors"
+    source = model()
+    checkpoint.save(source, path)
+    target = model(packed)
+    {
+        "load": lambda: checkpoint.load(target, path),
+        "load_checkpoint": lambda: load_checkpoint(target, path),
+        "load_state_dict": lambda: target.load_state_dict(source.state_dict()),
+        "read_state": lambda: checkpoint.read_state(path),
+    }[road]()
+    assert sorted(scanned["codes"]) == sorted((layer.format, layer.codes.numel()) for layer in source[1:])
+    assert sorted(scanned["scales"]) == sorted(layer.scales.numel() for layer in source[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("codes", 255, r"codes hold bytes"), ("scales", float("nan"), "scales hold 1")],
+)
+def test_damage_is_a_value_error_on_every_road(tmp_path, name, value, message):
+    """It names file and tensor, also where nothing takes the weight or more is wrong with the file."""
+    path = tmp_path / "m.safetensors"
+    source = model()
+    source[1].get_buffer(name).view(-1)[3 if name == "codes" else 0] = value
+    checkpoint.save(source, path)
+    smaller = model()
+    smaller[2] = nn.Identity()
+    untouched = model(packed=False)
+    nn.init.zeros_(untouched[0].weight)
+    for road in (
+        lambda: checkpoint.load(model(), path),
+        lambda: checkpoint.load(model(packed=False), path, strict=False),
+        lambda: checkpoint.load(untouched, path),
+        lambda: checkpoint.load(smaller, path),
+        lambda: checkpoint.load(nn.Linear(2, 2), path, strict=False),
+        lambda: load_checkpoint(untouched, path),
+        lambda: checkpoint.read_state(path),
+    ):
+        with pytest.raises(ValueError, match=rf"m\.safetensors, 1\.{message}"):
+            road()
+    assert not untouched[0].weight.any()  # nothing of a damaged file is taken
+    assert not any(layer.is_packed for layer in untouched[1:])
+
+
+@pytest.mark.parametrize("name", ["codes", "scales"])
+def test_damage_is_seen_by_the_next_load_too(tmp_path, name):
+    """Weights pass without a second look within one load alone."""
+    path = tmp_path / "m.safetensors"
+    source = model()
+    checkpoint.save(source, path)
+    target = model()
+    checkpoint.load(target, path, assign=True)
+    state = target.state_dict(keep_vars=True)  # the very tensors that were checked
+    state[f"1.{name}"].view(torch.uint8).fill_(255)
+    with pytest.raises(RuntimeError, match=rf"1\.{name} hold"):
+        target.load_state_dict(state)
+
+
+def test_a_replaced_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "file"
+
+    def fail(partial):
+        partial.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.replace_file(path, fail)
+    assert not list(tmp_path.iterdir())
+    checkpoint.replace_file(path, lambda partial: partial.write_bytes(b"old"))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.replace_file(path, fail)
+    assert path.read_bytes() == b"old"
+    checkpoint.replace_file(str(path), lambda partial: partial.write_bytes(b"new"))
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_replaced_file_is_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor):
+        events.append(("fsync", os.fstat(descriptor).st_size, path.read_bytes()))
+        fsync(descriptor)
+
+    def note_replace(*names):
+        events.append("replace")
+        replace(*names)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    checkpoint.replace_file(path, lambda partial: partial.write_bytes(b"newer"))
+    assert events == [("fsync", 5, b"old"), "replace"]
+
+
+SAVERS = {
+    "m.safetensors": checkpoint.save,
+    "m.pth": save_checkpoint,
+    "m.gguf": save_gguf,
+    "folder": save_huggingface,
+}
+
+
+@pytest.mark.parametrize("name", SAVERS)
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
+    def written():
+        return {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    torch.manual_seed(0)
+    SAVERS[name](BitLinear(256, 4, bias=False, scale="tensor", activation_bits=8), tmp_path / name)
+    before = written()
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        SAVERS[name](BitLinear(256, 4, bias=False, scale="tensor", activation_bits=8), tmp_path / name)
+    assert written() == before
+    monkeypatch.undo()
+    SAVERS[name](BitLinear(256, 4, bias=False, scale="tensor", activation_bits=8), tmp_path / name)
+    assert written().keys() == before.keys()
+    assert written() != before
+
+
+def test_pickles_are_told_from_safetensors_by_their_beginning(tmp_path):
+    """A length may begin as a pickle or a zip archive does: 0x80 is that of a short header."""
+    path = tmp_path / "file"
+    for beginning, pickled in (
+        (b"PK\x03\x04 and so on", True),
+        (b"PK", True),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", True),
+        (b"\x80" + bytes(7) + b'{"a": 1}', False),
+        (b"PK" + bytes(6) + b'{"a": 1}', False),
+        (b"", False),
+    ):
+        path.write_bytes(beginning)
+        assert checkpoint.is_pickled(path) is pickled

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from hook_kinds import KINDS, hook
 from torch import nn
 
 from impl import (
@@ -21,6 +22,7 @@ from impl import (
     prepare,
     unpack,
 )
+from impl.convert import has_hooks
 from impl.layers.nbit import NBitLinear
 
 
@@ -151,12 +153,25 @@ def test_subclasses_are_left_alone_and_reported():
         convert_linear_to_bitlinear(nn.MultiheadAttention(16, 2), skip=["out_proj"])
 
 
-def test_layers_with_hooks_are_left_alone_and_reported():
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_with_hooks_are_left_alone_and_reported(kind):
     model = nn.Sequential(nn.Linear(4, 4))
-    model[0].register_forward_hook(lambda module, args, output: output * 2)
-    with pytest.warns(UserWarning, match="hooks"):
+    assert not has_hooks(model[0])
+    hook(model[0], kind)
+    assert has_hooks(model[0])
+    with pytest.warns(UserWarning, match="unconverted: 0: it has hooks, which would be lost"):
         convert_linear_to_bitlinear(model)
     assert type(model[0]) is nn.Linear
+
+
+def test_hooks_on_calls_and_gradients_of_every_kind_are_known():
+    """Those that torch has today, before and after calls and gradients, are among the kinds tested."""
+    assert {
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    } <= set(KINDS)
 
 
 def test_a_head_tied_to_the_embedding_stays_tied():

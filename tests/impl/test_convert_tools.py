@@ -6,23 +6,24 @@ import copy
 
 import pytest
 import torch
+from hook_kinds import KINDS, hook
+from mixed_model import mixed, outputs
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear
 from impl.compat.bitorch_engine import BinaryLinearBase, BinaryLinearCPP, BinaryLinearCuda
+from impl.compat.bitorch_engine.utils.convert import quantize_linear_with_binary_linear_cuda
 from impl.convert_tools import (
     collect_layers,
     pack_bie_layers,
     prepare_bie_layers,
     quantize_linear_with,
     quantize_linear_with_binary_linear,
-    quantize_linear_with_binary_linear_cuda,
     quantize_linear_with_k_ternary_linear,
     quantize_linear_with_ternary_linear,
     replace_layers,
 )
 from impl.layers.binary_conv import BinaryConv1d
-from impl.layers.embedding import BinaryEmbedding
 from impl.layers.nbit import NBitLinear
 
 CONVERTERS = {
@@ -49,30 +50,6 @@ class Network(nn.Module):
 
 
 NAMES = ["first", "list.0", "list.1.0", "dict.a"]
-
-
-def mixed(packed=False):
-    """A float layer, layers of this package, an embedding, and layers of bitorch_engine."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        BinaryEmbedding(10, 8),
-        nn.Linear(8, 16),
-        BitLinear(16, 16),
-        BinaryLinearCPP(16, 8),
-        BinaryLinearCuda(8, 4),
-    )
-    model.eval()
-    if packed:
-        pack_bie_layers(model)
-    return model
-
-
-INDEX = torch.arange(10)
-
-
-def outputs(model):
-    with torch.no_grad():
-        return model(INDEX)
 
 
 # ---- finding and replacing ------------------------------------------------------------------------
@@ -191,14 +168,11 @@ def test_layers_that_cannot_be_converted_are_named(convert):
 
 @pytest.mark.parametrize("convert", CONVERTERS)
 def test_layers_that_something_relies_on_are_left_alone(convert):
-    """Attention reads its projection's weight; hooks and ties to other layers would be lost."""
+    """Attention reads its projection's weight; ties to other layers would be lost."""
     attention = nn.MultiheadAttention(16, 2)
     with pytest.warns(UserWarning, match="unconverted: out_proj: .* is a subclass of nn.Linear"):
         assert convert(attention, ["out_proj"]) == []
     model = Network()
-    model.dict["a"].register_forward_hook(lambda *_: None)
-    with pytest.warns(UserWarning, match="dict.a: it has hooks"):
-        assert len(convert(model, ["dict.a", "first"])) == 1
     model.list[1][0].weight = model.list[0].weight
     with pytest.warns(UserWarning, match=r"unconverted: list\.0: its weight is shared with a Linear"):
         assert convert(model, ["list.0"]) == []
@@ -207,6 +181,16 @@ def test_layers_that_something_relies_on_are_left_alone(convert):
     with pytest.warns(UserWarning, match=r"list\.1\.0: its weight is shared with a[n ]*\w+, which is not"):
         assert convert(model, ["list.0", "list.1.0"]) == []
     assert type(model.list[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("convert", CONVERTERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_with_hooks_are_left_alone(convert, kind):
+    model = Network()
+    hook(model.dict["a"], kind)
+    with pytest.warns(UserWarning, match=r"unconverted: dict\.a: it has hooks"):
+        assert convert(model, ["dict.a", "first"]) == [model.first]
+    assert type(model.dict["a"]) is nn.Linear
 
 
 @pytest.mark.parametrize("convert", CONVERTERS)

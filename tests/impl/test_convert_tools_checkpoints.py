@@ -7,36 +7,13 @@ import warnings
 
 import pytest
 import torch
+from mixed_model import mixed, outputs
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, checkpoint
-from impl.compat.bitorch_engine import BinaryLinearCPP, BinaryLinearCuda, BinaryLinearParameter
-from impl.convert_tools import load_checkpoint, pack_bie_layers, prepare_bie_layers, save_checkpoint
+from impl.compat.bitorch_engine import BinaryLinearCuda, BinaryLinearParameter
+from impl.convert_tools import load_checkpoint, prepare_bie_layers, save_checkpoint
 from impl.layers.embedding import BinaryEmbedding
-
-
-def mixed(packed=False):
-    """A float layer, layers of this package, an embedding, and layers of bitorch_engine."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        BinaryEmbedding(10, 8),
-        nn.Linear(8, 16),
-        BitLinear(16, 16),
-        BinaryLinearCPP(16, 8),
-        BinaryLinearCuda(8, 4),
-    )
-    model.eval()
-    if packed:
-        pack_bie_layers(model)
-    return model
-
-
-INDEX = torch.arange(10)
-
-
-def outputs(model):
-    with torch.no_grad():
-        return model(INDEX)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

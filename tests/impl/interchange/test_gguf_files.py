@@ -9,6 +9,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
+from hook_kinds import KINDS, hook
 from torch import nn
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear, convert_linear_to_bitlinear
@@ -249,10 +250,17 @@ def test_files_that_do_not_fit_leave_the_model_alone(tmp_path):
             load_gguf(model, tmp_path / "m.gguf")
         assert model.state_dict().keys() == before.keys()
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_with_hooks_are_not_replaced(tmp_path, kind):
+    save_gguf(converted(), tmp_path / "m.gguf")
     hooked = Network()
-    hooked.up.register_forward_hook(lambda *_: None)
+    hook(hooked.up, kind)
+    up = hooked.up
     with pytest.raises(ValueError, match="up: it has hooks"):
         load_gguf(hooked, tmp_path / "m.gguf")
+    assert hooked.up is up
 
 
 def test_absent_and_damaged_files_are_told_apart(tmp_path):

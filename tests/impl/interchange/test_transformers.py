@@ -27,13 +27,10 @@ IDS = torch.arange(12).view(2, 6)
 
 
 @pytest.fixture(autouse=True)
-def _as_written():
+def _as_written(one_thread):
     """transformers compiles its BitNet functions, each in its own C++ build: run them as written."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.compiler.set_stance("force_eager"):
         yield
-    torch.set_num_threads(threads)
 
 
 def configuration():

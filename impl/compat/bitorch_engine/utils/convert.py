@@ -6,23 +6,17 @@ without bias), and containers of every kind hold replacements.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from impl.checks import check_choice
+from impl.compat.bitorch_engine.linear import BinaryLinearCuda
 from impl.compat.bitorch_engine.nbit import Q4LinearCutlass
 from impl.compat.bitorch_engine.nbit_groupwise import MPQLinearCuda
-from impl.convert_tools import (
-    _linears_in,
-    _warn_of_rest,
-    _why_left,
-    collect_layers,
-    quantize_linear_with_binary_linear_cuda,
-    replace_layers,
-)
+from impl.convert_tools import collect_layers, replace_layers, replace_linear_layers
 
 __all__ = [
     "collect_layers",
@@ -54,6 +48,16 @@ def get_mpq_config(mpq_strategy: str | None = None) -> dict[str, Any]:
     }
 
 
+def quantize_linear_with_binary_linear_cuda(
+    module: nn.Module, names_to_replace: Iterable[str], parent_name: str = ""
+) -> list[nn.Module]:
+    """Replace linear layers by ``BinaryLinearCuda``, in place, on the device where each is; it computes
+    with the signs of weight and input. What is kept, left alone and raised is as for
+    :func:`impl.convert_tools.quantize_linear_with`."""
+    make = BinaryLinearCuda.from_linear
+    return replace_linear_layers(module, names_to_replace, BinaryLinearCuda, make, parent_name)
+
+
 def quantize_linear_with_mpq_linear_cuda(
     module: nn.Module,
     names_to_replace: Iterable[str],
@@ -69,7 +73,7 @@ def quantize_linear_with_mpq_linear_cuda(
     def make(linear: nn.Linear) -> MPQLinearCuda:
         return MPQLinearCuda.from_linear(linear, dtype=dtype, **config)
 
-    return _replace(module, names_to_replace, MPQLinearCuda, make, parent_name)
+    return replace_linear_layers(module, names_to_replace, MPQLinearCuda, make, parent_name)
 
 
 def quantize_linear_with_q4_linear_cutlass(
@@ -78,24 +82,4 @@ def quantize_linear_with_q4_linear_cutlass(
     """Replace linear layers by ``Q4LinearCutlass``, in place, on the device where each is. What is kept,
     left alone and raised is as for :func:`impl.convert_tools.quantize_linear_with`."""
     make = Q4LinearCutlass.from_linear
-    return _replace(module, names_to_replace, Q4LinearCutlass, make, parent_name)
-
-
-def _replace(
-    module: nn.Module,
-    names_to_replace: Iterable[str],
-    class_: type[nn.Module],
-    from_linear: Callable[[nn.Linear], nn.Module],
-    parent_name: str,
-) -> list[nn.Module]:
-    linears, names = _linears_in(module, names_to_replace, parent_name)
-    left = _why_left(module, {name: linears[name] for name in names})
-    _warn_of_rest(left)
-    first_of: dict[int, nn.Module] = {}
-
-    def make(linear: nn.Linear) -> nn.Module:
-        new: nn.Module = from_linear(linear)
-        new.weight = first_of.setdefault(id(linear.weight), new).weight
-        return new
-
-    return replace_layers(module, [name for name in names if name not in left], class_, make)
+    return replace_linear_layers(module, names_to_replace, Q4LinearCutlass, make, parent_name)
