@@ -65,7 +65,8 @@ class DiodeMix(LowBitOptimizer):
 
     Group options for GaLore: ``rank`` turns it on for the group's parameters of two or more dimensions
     (trailing ones flattened), ``update_proj_gap``, ``scale`` and ``proj_type`` as in
-    :class:`GaLoreProjector`. Vectors are updated in full.
+    :class:`GaLoreProjector`. Vectors are updated in full. ``update_proj_gap`` and ``scale`` may change
+    between steps; ``rank`` and ``proj_type``, which shape the averages, may not.
 
     **When weights flip.** A binary weight starts with a long average of -sign(w) u 1e-3, u spread over
     (0, 1), and every step adds a vote of at most ``lr`` with weight 1 - beta2. Under a steady opposing
@@ -81,8 +82,9 @@ class DiodeMix(LowBitOptimizer):
     weight starts again at the full margin, so these times hold, with u = 1, for every flip.
 
     Raises ValueError for negative ``lr``, ``eps``, ``weight_decay`` or ``threshold``, betas outside [0, 1),
-    averages of a ``dtype`` too coarse for them, and gradients of low-bit parameters with NaN or infinity
-    (their values could not show it); TypeError for complex parameters; RuntimeError for sparse gradients.
+    averages of a ``dtype`` too coarse for them or of another space than the group's, and gradients of
+    low-bit parameters with NaN or infinity (their values could not show it); TypeError for complex
+    parameters; RuntimeError for sparse gradients.
     """
 
     def __init__(
@@ -100,7 +102,6 @@ class DiodeMix(LowBitOptimizer):
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point dtype, got {dtype}: use torch.float32")
         self.dtype = dtype
-        self._projectors: dict[Tensor, GaLoreProjector] = {}
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -112,7 +113,7 @@ class DiodeMix(LowBitOptimizer):
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "dtype": self.dtype, "_projectors": {}}
+        return {**super().__getstate__(), "dtype": self.dtype}
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for name in ("lr", "eps", "weight_decay", "threshold"):
@@ -139,22 +140,19 @@ class DiodeMix(LowBitOptimizer):
                     f"{tuple(parameter.shape)}: keep torch.view_as_real(...) of it as the parameter"
                 )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As :meth:`LowBitOptimizer.load_state_dict`; GaLore goes on in the saved subspaces."""
-        super().load_state_dict(state_dict)
-        self._projectors.clear()
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; returns the loss of ``closure`` where given."""
         loss = evaluate(closure)
-        for parameter, gradient, group in self._due():
-            self._step(parameter, gradient, group)
+        due = [(p, gradient, group, self._projector_of(p, group)) for p, gradient, group in self._due()]
+        for parameter, gradient, group, projector in due:
+            self._step(parameter, gradient, group, projector)
         return loss
 
-    def _step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _step(
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], projector: GaLoreProjector | None
+    ) -> None:
         state = self.state[parameter]
-        projector = self._projector_of(parameter, group)
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg_s"], state["exp_avg_l"] = self._initial(parameter, projector)
@@ -191,14 +189,21 @@ class DiodeMix(LowBitOptimizer):
         return short, torch.zeros_like(short)
 
     def _projector_of(self, parameter: Tensor, group: dict[str, Any]) -> GaLoreProjector | None:
-        if "rank" not in group or parameter.dim() < 2:
-            return None
-        if parameter not in self._projectors:
-            projector = _projector(group)
-            state = self.state[parameter]
+        """What the group says now, in the subspace that the state holds; ValueError where the averages
+        are of another space."""
+        projector = _projector(group) if "rank" in group and parameter.dim() >= 2 else None
+        state = self.state.get(parameter)
+        if not state:
+            return projector
+        held, needed = tuple(state["exp_avg_s"].shape), state_shape(parameter.shape, projector)
+        if held != needed:
+            raise ValueError(
+                f"the averages of a parameter {tuple(parameter.shape)} have shape {held}, its group now asks "
+                f"for {needed}: keep the rank and proj_type that the group had in the first step"
+            )
+        if projector is not None:
             projector.left, projector.right = state.get("galore_left"), state.get("galore_right")
-            self._projectors[parameter] = projector
-        return self._projectors[parameter]
+        return projector
 
 
 def _projector(group: dict[str, Any]) -> GaLoreProjector:

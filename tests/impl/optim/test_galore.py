@@ -7,9 +7,11 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 
-from impl.optim import GaLoreProjector
+from impl.optim import DiodeMix, GaLoreProjector
 from impl.optim.galore import PROJ_TYPES
+from impl.parameters import MPQWeightParameter
 
 
 def test_the_signature_is_that_of_the_seed():
@@ -96,3 +98,62 @@ def test_errors():
         GaLoreProjector(1).project(torch.ones(3), 0)
     with pytest.raises(RuntimeError, match="no subspace yet"):
         GaLoreProjector(1).project_back(torch.ones(3, 1))
+
+
+# ---- as options of DiodeMix's groups --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parameter_of", [nn.Parameter, lambda w: MPQWeightParameter(w.repeat(6, 1)[:32], w_bit=8)]
+)
+def test_a_schedule_of_the_scale_takes_effect(parameter_of):
+    """What a group says at a step is what counts, not what it said at the first one."""
+    torch.manual_seed(0)
+    value = torch.randn(6, 4)
+    constant, scheduled = parameter_of(value.clone()), parameter_of(value.clone())
+    optimizers = [DiodeMix([{"params": [p], "rank": 2}], lr=1e-2) for p in (constant, scheduled)]
+
+    def step():
+        gradient = torch.randn(constant.shape)
+        for parameter, optimizer in zip((constant, scheduled), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+
+    step()
+    before = constant.detach() + 0
+    assert torch.equal(scheduled.detach() + 0, before)
+    optimizers[1].param_groups[0]["scale"] = 0.0
+    step()
+    assert torch.equal(scheduled.detach() + 0, before)
+    assert not torch.equal(constant.detach() + 0, before)
+
+
+def test_a_shorter_gap_takes_effect():
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(6, 4))
+    optimizer = DiodeMix([{"params": [parameter], "rank": 1, "update_proj_gap": 100}])
+
+    def subspace_after_a_step():
+        parameter.grad = torch.randn(6, 4)
+        optimizer.step()
+        return optimizer.state[parameter]["galore_right"].clone()
+
+    first = subspace_after_a_step()
+    assert torch.equal(subspace_after_a_step(), first)
+    optimizer.param_groups[0]["update_proj_gap"] = 1
+    assert not torch.equal(subspace_after_a_step(), first)
+
+
+@pytest.mark.parametrize("change", [{"rank": 1}, {"proj_type": "right"}])
+def test_averages_of_another_space_are_refused(change):
+    """Square matrices have averages of as many elements on either side: they would be taken as they lie."""
+    parameter, other = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
+    options = {"rank": 2, "proj_type": "left"}
+    optimizer = DiodeMix([{"params": [other]}, {"params": [parameter], **options}])
+    parameter.grad, other.grad = torch.randn(4, 4), torch.randn(4, 4)
+    optimizer.step()
+    optimizer.param_groups[1].update(change)
+    before = other.detach().clone()
+    with pytest.raises(ValueError, match=r"have shape \(2, 4\), its group now asks for"):
+        optimizer.step()
+    assert torch.equal(other, before)
