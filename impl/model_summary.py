@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from impl.layers import forms
 from impl.layers.embedding import EmbeddingTable
 from impl.layers.forms import TwoForms
+from impl.layers.nbit import IntegerLayer, states
+from impl.layers.nbit.integers import packed_bits
+from impl.packing import FORMAT_BITS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMAT_BITS = {"binary": 1.0, "two_bit": 2.0, "base3": 1.6}
-"""Bits of one code in each packed format."""
 
 _FLOAT_BITS = 32
 _HEADINGS = {
@@ -49,7 +50,7 @@ class LayerSummary:
     kind: str
     form: str
     """``packed`` (bytes alone), ``training`` (a latent weight), or ``float`` for modules that know no
-    other. Layers with n bits and bitorch_engine's are ``float`` until they are packed."""
+    other. Group-wise layers and bitorch_engine's binary ones are ``float`` until they are packed."""
     parameters: int
     """Weights and biases, however they are stored; tied ones count with the first layer."""
     weight_bits: float | None
@@ -290,13 +291,15 @@ def _summarise(
     """``seen``: storages, and ``counted``: weights, of the layers before; both are added to."""
     own = _own_tensors(module)
     weight = dict(module.named_parameters(recurse=False)).get("weight")
-    held = _new_bytes([tensor for tensor in own if tensor is not weight], seen)
-    latent = _new_bytes([] if weight is None else [weight], seen)
+    replaced = [] if weight is None else [weight, *_packed_buffers(module)]  # by what packing gives
+    held = _new_bytes([tensor for tensor in own if all(tensor is not other for other in replaced)], seen)
+    latent = _new_bytes(replaced, seen)
     packed = latent
     form = "float"
-    if isinstance(module, TwoForms):
+    if isinstance(module, TwoForms | IntegerLayer):
         form = "packed" if module.is_packed else "training"
-        if latent:
+        # Layers of two forms share what they are packed into, n-bit ones have each their own.
+        if latent or (weight is not None and isinstance(module, IntegerLayer)):
             packed = _packed_size(module)
     elif weight is None and _matrix_shape(module) is not None:
         form = "packed"
@@ -353,6 +356,8 @@ def _count_parameters(module: nn.Module, counted: set[int]) -> int:
 def _weight_bits(module: nn.Module) -> float | None:
     if isinstance(module, TwoForms):
         return module.components * FORMAT_BITS[module.format]
+    if isinstance(module, IntegerLayer):
+        return float(packed_bits(module.weight_bits))
     shape, codes = _matrix_shape(module), _codes(module)
     if shape is not None and codes is not None and getattr(module, "weight", None) is None:
         return 8 * codes.nbytes / (shape[0] * shape[1])
@@ -364,13 +369,20 @@ def _weight_bits(module: nn.Module) -> float | None:
     return 8 * stored / max(largest.numel(), 1)
 
 
-def _packed_size(layer: TwoForms) -> int:
+def _packed_buffers(module: nn.Module) -> list[Tensor]:
+    """Codes, scales and header that a layer with a packed form holds now."""
+    names = {TwoForms: forms.PACKED, IntegerLayer: states.PACKED}
+    own = next((of for kind, of in names.items() if isinstance(module, kind)), ())
+    return [buffer for name, buffer in module.named_buffers(recurse=False) if name in own]
+
+
+def _packed_size(layer: TwoForms | IntegerLayer) -> int:
     """Bytes of codes, scales and header that packing ``layer`` gives, found without packing it."""
     assert layer.weight is not None
     shape = nn.Parameter(layer.weight.detach().to("meta"), layer.weight.requires_grad)
     twin = copy.deepcopy(layer, {id(layer.weight): shape})
     cast("Any", twin).pack()
-    return sum(tensor.nbytes for tensor in (twin.codes, twin.scales, twin.packing) if tensor is not None)
+    return sum(buffer.nbytes for buffer in _packed_buffers(twin))
 
 
 def _cell(name: str, value: Any) -> str:

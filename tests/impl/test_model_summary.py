@@ -12,10 +12,12 @@ from impl.compat.bitorch_engine import (
     BinaryLinearCPP,
     MPQLinearCuda,
     Q4Conv2dCutlass,
+    Q8LinearCutlass,
 )
 from impl.layers.binary_conv import BinaryConv2d
 from impl.layers.embedding import TernaryEmbedding
 from impl.layers.k_ternary_conv import MultiTernaryConv2d
+from impl.layers.nbit import NBitConv2d, NBitLinear
 from impl.model_summary import summary
 
 HEADER = 64  # int64 [8]
@@ -73,6 +75,40 @@ def test_packing_gives_the_bytes_that_were_foretold():
         assert [getattr(a, name) for a in after.layers] == [getattr(b, name) for b in before.layers]
 
 
+@pytest.mark.parametrize(
+    ("build", "bits", "packed_bytes"),
+    [
+        (lambda: NBitLinear(64, 32), 4.0, 32 * 32 + 4 * 32 + 32 + 4 * 32),
+        (lambda: NBitLinear(33, 7, bias=False, weight_bits=3, scale="tensor"), 4.0, 7 * 17 + 4 + 32),
+        (lambda: NBitConv2d(3, 5, 3, weight_bits=8), 8.0, 5 * 27 + 4 * 5 + 32 + 4 * 5),
+        (lambda: Q8LinearCutlass(24, 5), 8.0, 5 * 24 + 4 + 32 + 4 + 4 * 24),  # scale_a and bias_a stay
+    ],
+)
+def test_packing_n_bit_layers_gives_the_bytes_that_were_foretold(build, bits, packed_bytes):
+    """They counted as float layers until they were packed: 8320 bytes and 32 bits for the first."""
+    layer = build()
+    (before,) = summary(layer).layers
+    assert (before.form, before.weight_bits, before.packed_bytes) == ("training", bits, packed_bytes)
+    assert before.bytes == sum(parameter.nbytes for parameter in layer.parameters())
+    assert layer.weight is not None
+    if isinstance(layer, Q8LinearCutlass):  # codes beside the weight go when it is packed
+        layer.generate_quantized_weight()
+        assert summary(layer).bytes == before.bytes + 5 * 24
+        assert summary(layer).packed_bytes == packed_bytes
+    (after,) = summary(pack(layer)).layers
+    assert (after.form, after.bytes) == ("packed", packed_bytes)
+    for name in ("parameters", "weight_bits", "macs", "packed_bytes"):
+        assert getattr(after, name) == getattr(before, name)
+
+
+def test_n_bit_layers_that_share_a_weight_are_packed_apart():
+    model = nn.Sequential(NBitLinear(8, 8, bias=False), NBitLinear(8, 8, bias=False))
+    model[1].weight = model[0].weight
+    before = summary(model)
+    assert [layer.bytes for layer in before.layers] == [256, 0]
+    assert summary(pack(model)).bytes == before.packed_bytes == 2 * (8 * 4 + 4 * 8 + 32)
+
+
 def test_without_an_input_one_row_counts():
     report = summary(network())
     assert report.per_position
@@ -116,21 +152,21 @@ def test_low_bit_convolutions_are_counted_by_their_positions_and_components():
 
 
 @pytest.mark.parametrize(
-    ("build", "bits", "activation_bits"),
-    [(lambda: BinaryConv2dCPP(8, 6, 3, padding=1), 1.0, 1), (lambda: Q4Conv2dCutlass(8, 6, (3, 1)), 4.0, 4)],
+    ("build", "before", "bits", "activation_bits"),
+    [
+        (lambda: BinaryConv2dCPP(8, 6, 3, padding=1), ("float", 32.0), 1.0, 1),
+        (lambda: Q4Conv2dCutlass(8, 6, (3, 1)), ("training", 4.0), 4.0, 4),
+    ],
 )
-def test_convolutions_of_bitorch_engine_count_packed_or_not(build, bits, activation_bits):
+def test_convolutions_of_bitorch_engine_count_packed_or_not(build, before, bits, activation_bits):
     """Packed, they hold no matrix that could be mistaken for one: they counted nothing."""
     layer, x = build(), torch.randn(2, 8, 5, 5)
     columns = layer.weight.shape[1:].numel()
     parameters, macs = summary(layer).parameters, layer(x).numel() * columns
-    for form in ("float", "packed"):
+    for form in (before, ("packed", bits)):
         (found,) = summary(layer, x).layers
-        assert (found.form, found.macs, found.parameters) == (form, macs, parameters)
-        assert (found.weight_bits, found.activation_bits) == (
-            32.0 if form == "float" else bits,
-            activation_bits,
-        )
+        assert (found.form, found.weight_bits) == form
+        assert (found.macs, found.parameters, found.activation_bits) == (macs, parameters, activation_bits)
         assert summary(layer).uncounted == ("",)
         layer.generate_quantized_weight(qweight_only=True)
 
