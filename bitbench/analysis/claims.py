@@ -12,6 +12,7 @@ from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.analysis.verdicts import JUDGE_CONFIDENCE
 from bitbench.errors import Exit
 from bitbench.store.metrics import METRICS
+from bitbench.store.schema import PROMPT_TOKENS
 from bitbench.suite.schema import Claim
 from bitbench.suite.select import selects
 
@@ -177,7 +178,7 @@ def _could(claim: Claim, case: CaseSummary) -> bool:
     """Whether a case that failed would have carried the metric, where no sibling can tell."""
     if claim.metric.startswith(("decode.", "memory.model_")):
         of_prompt = claim.metric == "decode.prefill_tokens_per_second"
-        return case.case.workload == "decode" and ("prompt" in case.case.params) == of_prompt
+        return case.case.workload == "decode" and (PROMPT_TOKENS in case.case.params) == of_prompt
     if claim.metric.startswith("memory."):
         return case.case.params.get("measure") == "memory"
     if claim.metric.startswith("quality."):

@@ -13,7 +13,7 @@ from bitbench.analysis.statistics import DISPLAY_CONFIDENCE, Estimate, Scale, Se
 from bitbench.analysis.verdicts import Verdict, correct, judge, not_comparable
 from bitbench.store.metrics import MEASURED_BYTES, METRICS
 from bitbench.store.reader import RunData, collector_paused
-from bitbench.store.schema import Case, Record, Status
+from bitbench.store.schema import PROMPT_TOKENS, Case, Record, Status
 
 MISSING = "missing"
 """Status of a case without any record: the run was interrupted before it."""
@@ -200,7 +200,7 @@ def _series(case: Case, records: list[Record]) -> dict[str, Series]:
     if timed:
         series["time.latency"] = Series(timed, "log")
         if case.workload == "decode":  # one call decodes one token, or reads one prompt
-            prompt = case.params.get("prompt")
+            prompt = case.params.get(PROMPT_TOKENS)
             rate = "decode.tokens_per_second" if prompt is None else "decode.prefill_tokens_per_second"
             series[rate] = Series({i: (prompt or 1) / s for i, s in timed.items()}, "log")
     names = dict.fromkeys(name for record in records for name in record.metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitbench.analysis.summary import CaseSummary, Summary
-from bitbench.report.overview import ledger_case
+from bitbench.report.overview import HEAD_IS, head_cells, ledger_case
 from bitbench.report.tables import (
     Cell,
     Column,
@@ -32,7 +32,7 @@ def accuracy(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     columns = [
         Column("Layer", numeric=False),
         Column("Model", numeric=False),
-        Column("Head is", "the output head: left float, or the same as the blocks' layers", numeric=False),
+        HEAD_IS,
         Column("Text", numeric=False),
         Column("Bits per weight", "at the largest shape of the memory ledger"),
         Column("Perplexity", "exp of the mean negative log likelihood a token; interval over documents"),
@@ -45,19 +45,19 @@ def accuracy(summary: Summary, figures: Sequence[Figure]) -> Section | None:
         "perplexity",
         "Perplexity after conversion, without retraining",
         columns,
-        [_row(case, summary) for case in cases],
+        [_row(case, head, summary) for case, head in zip(cases, head_cells(cases), strict=True)],
         FLOAT_NOTE,
         filterable=True,
     )
     return Section("accuracy", "Accuracy after conversion", [], [without_empty(table)], list(figures))
 
 
-def _row(case: CaseSummary, summary: Summary) -> list[Cell]:
+def _row(case: CaseSummary, head: Cell, summary: Summary) -> list[Cell]:
     params = case.case.params
     first = [
         name_cell(case.case.layer),
         Cell(str(params.get("model", ""))),
-        Cell(str(params["head"])) if "head" in params else absent(),
+        head,
         Cell(str(params.get("text", ""))),
     ]
     if not case.ok:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.report.numbers import percent
-from bitbench.report.overview import verdict_text
+from bitbench.report.overview import HEAD_IS, head_cells, verdict_text
 from bitbench.report.tables import (
     Cell,
     Column,
@@ -19,6 +19,7 @@ from bitbench.report.tables import (
     verdict_tone,
     without_empty,
 )
+from bitbench.store.schema import PROMPT_TOKENS
 
 
 def decode(summary: Summary, figures: Sequence[Figure]) -> Section | None:
@@ -26,8 +27,8 @@ def decode(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     cases = summary.select("decode")
     if not cases:
         return None
-    steps = [case for case in cases if "prompt" not in case.case.params]
-    prompts = [case for case in cases if "prompt" in case.case.params]
+    steps = [case for case in cases if PROMPT_TOKENS not in case.case.params]
+    prompts = [case for case in cases if PROMPT_TOKENS in case.case.params]
     tables = [_steps_table(steps, summary)] if steps else []
     tables += [_prompts_table(prompts, summary)] if prompts else []
     return Section(
@@ -46,7 +47,7 @@ def decode(summary: Summary, figures: Sequence[Figure]) -> Section | None:
 _FIRST = (
     Column("Layer", numeric=False),
     Column("Model", numeric=False),
-    Column("Head is", "the output head: left float, or the same as the blocks' layers", numeric=False),
+    HEAD_IS,
 )
 
 
@@ -64,12 +65,13 @@ def _steps_table(cases: Sequence[CaseSummary], summary: Summary) -> Table:
         Column("Model bytes", "live storage of the whole model"),
         Column("Model ratio", "fp32 whole-model bytes / whole-model bytes"),
     ]
-    rows = [_steps_row(case, summary, len(columns)) for case in cases]
+    heads = head_cells(cases)
+    rows = [_steps_row(case, head, summary, len(columns)) for case, head in zip(cases, heads, strict=True)]
     return without_empty(Table("decode", "Decode", columns, rows, filterable=True))
 
 
-def _steps_row(case: CaseSummary, summary: Summary, columns: int) -> list[Cell]:
-    first = _first(case)
+def _steps_row(case: CaseSummary, head: Cell, summary: Summary, columns: int) -> list[Cell]:
+    first = _first(case, head)
     if not case.ok:
         return [*first, *(absent(case.status) for _ in range(columns - len(first)))]
 
@@ -105,9 +107,9 @@ def _prompts_table(cases: Sequence[CaseSummary], summary: Summary) -> Table:
         Column("Verdict", numeric=False),
     ]
     rows = []
-    for case in cases:
-        tokens = int(case.case.params["prompt"])
-        first = [*_first(case), Cell(str(tokens), sort=float(tokens))]
+    for case, head in zip(cases, head_cells(cases), strict=True):
+        tokens = int(case.case.params[PROMPT_TOKENS])
+        first = [*_first(case, head), Cell(str(tokens), sort=float(tokens))]
         if not case.ok:
             rows.append([*first, *(absent(case.status) for _ in range(len(columns) - len(first)))])
             continue
@@ -117,10 +119,8 @@ def _prompts_table(cases: Sequence[CaseSummary], summary: Summary) -> Table:
     return without_empty(Table("prefill", "Prefill: reading a prompt", columns, rows, filterable=True))
 
 
-def _first(case: CaseSummary) -> list[Cell]:
-    params = case.case.params
-    head = Cell(str(params["head"])) if "head" in params else absent()
-    return [name_cell(case.case.layer), Cell(str(params.get("model", ""))), head]
+def _first(case: CaseSummary, head: Cell) -> list[Cell]:
+    return [name_cell(case.case.layer), Cell(str(case.case.params.get("model", ""))), head]
 
 
 def _speedup(case: CaseSummary, summary: Summary) -> Cell:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bitbench.analysis.aggregate import Total, common_shapes, headline_points, totals
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.analysis.verdicts import Verdict, Word
@@ -17,6 +19,9 @@ from bitbench.report.tables import (
     verdict_tone,
     without_empty,
 )
+from bitbench.store.schema import all_params
+
+HEAD_IS = Column("Head is", "the output head: left float, or the same as the blocks' layers", numeric=False)
 
 _ORDER = ("dtype", "format", "k", "group_size", "rule", "activation_bits")
 _USUAL = {"scale": "row", "scale_dtype": "float32", "refit": True}
@@ -44,6 +49,14 @@ def _told(key: str, value: object) -> str:
     """``activation_bits``, 8 -> ``8-bit activations``; settings without words of their own by name."""
     words = _WORDS.get(key)
     return f"{key.replace('_', ' ')} {value}" if words is None else words.format(value)
+
+
+def head_cells(cases: Sequence[CaseSummary]) -> list[Cell]:
+    """The cells of a table's column :data:`HEAD_IS`; all are empty where no case names a head, for that
+    of each is then left float."""
+    if not any("head" in case.case.params for case in cases):
+        return [absent() for _ in cases]
+    return [Cell(str(all_params(case.case.workload, case.case.params)["head"])) for case in cases]
 
 
 def ledger_shape(summary: Summary) -> list[int] | None:

@@ -19,6 +19,7 @@ record; what is missing is what ``--resume`` runs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -26,6 +27,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 2
 MAX_BLOCKS = 64
+
+PROMPT_TOKENS = "prompt"
+"""Param of a ``decode`` point that reads a prompt of so many tokens at once; one that decodes lacks it."""
+
+IMPLIED_PARAMS: Mapping[str, Mapping[str, Any]] = {
+    "decode": {"head": "float"},
+    "perplexity": {"head": "float"},
+}
+"""What a point of a workload means where its params do not say: left out of them, so that its cases keep
+the ids that they had in runs stored before there was a choice."""
 
 Phase = Literal["timed", "once"]
 Replicate = Literal["launches", "seeds", "documents", "exact"]
@@ -61,6 +72,11 @@ class Check(_Record):
     tolerance: float
     compared: int
     """Number of output elements compared."""
+
+
+def all_params(workload: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """``params`` of a point of ``workload``, and those that they imply."""
+    return {**IMPLIED_PARAMS.get(workload, {}), **params}
 
 
 class Case(_Record):

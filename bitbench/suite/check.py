@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from bitbench.layers import registry as layer_registry
 from bitbench.plugins import advice, join_names
-from bitbench.store.schema import Case
+from bitbench.store.schema import Case, all_params
 from bitbench.suite.expand import entry_layers, entry_points, expand, variants
 from bitbench.suite.problems import Loc, Problem, known_values, translate
 from bitbench.suite.schema import Claim, Suite
@@ -96,7 +96,7 @@ def _entry_problems(entry: WorkloadSpec, suite: Suite, loc: Loc) -> Iterator[Pro
     except ValueError as error:
         yield Problem((*loc, "zip") if entry.zip else loc, str(error))
         return
-    params = [plan.params for _, plan in everything]
+    params = [all_params(entry.kind, plan.params) for _, plan in everything]
     for j, item in enumerate(entry.exclude):
         if not any(holds(item, point) for point in params):
             yield _blame(item, params, (*loc, "exclude", j), "excludes nothing")

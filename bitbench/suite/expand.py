@@ -14,7 +14,7 @@ from bitbench.errors import UserError
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import CONDITIONS
 from bitbench.plugins import join_names
-from bitbench.store.schema import Case, Phase, Replicate
+from bitbench.store.schema import Case, Phase, Replicate, all_params
 from bitbench.suite.schema import Suite
 from bitbench.suite.select import holds
 from bitbench.workloads import registry as workload_registry
@@ -300,7 +300,8 @@ def _zipped(entry: WorkloadSpec, plain: WorkloadSpec) -> Iterator[WorkloadSpec]:
 
 def excluded(plan: PointPlan, entry: WorkloadSpec) -> bool:
     """Whether one of the entry's ``exclude`` items drops this point."""
-    return any(holds(item, plan.params) for item in entry.exclude)
+    params = all_params(entry.kind, plan.params)
+    return any(holds(item, params) for item in entry.exclude)
 
 
 def _union(first: Point, second: Point, suite: Suite) -> Point:

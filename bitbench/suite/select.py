@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bitbench.store.schema import Case
+from bitbench.store.schema import Case, all_params
 
 
 def matches(wanted: Any, value: Any) -> bool:
@@ -26,8 +26,9 @@ def holds(where: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
 
 
 def facts_of(case: Case) -> dict[str, Any]:
-    """What a claim can select a case by: its layer, its workload and its point's parameters."""
-    return {"layer": case.layer, "workload": case.workload, **case.params}
+    """What a claim can select a case by: its layer, its workload and its point's parameters,
+    the implied ones too."""
+    return {"layer": case.layer, "workload": case.workload, **all_params(case.workload, case.params)}
 
 
 def selects(where: Mapping[str, Any], case: Case) -> bool:

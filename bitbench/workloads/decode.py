@@ -19,7 +19,7 @@ from bitbench.data.models import catalog_names, load_causal_lm
 from bitbench.errors import UserError
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
-from bitbench.store.schema import Check
+from bitbench.store.schema import PROMPT_TOKENS, Check
 from bitbench.workloads.base import Context, PointPlan, Session, Subject, WorkloadKind
 from bitbench.workloads.language_model import (
     HEAD,
@@ -27,12 +27,13 @@ from bitbench.workloads.language_model import (
     LanguageModelSpec,
     build_model,
     float_bytes,
+    model_params,
     open_seconds,
     place,
     split_numbers,
 )
 from bitbench.workloads.model_check import check_layers
-from bitbench.workloads.prefill import PREFILL, PrefillSubject, prefill_seconds
+from bitbench.workloads.prefill import PrefillSubject, prefill_seconds
 from bitbench.workloads.watches import CpuWatch, GpuWatch, Split, Watch, marked
 
 if TYPE_CHECKING:
@@ -91,10 +92,11 @@ class DecodeWorkload(WorkloadKind):
     axes: ClassVar[tuple[str, ...]] = ("head", "prefill")
 
     def points(self, spec: DecodeSpec) -> list[PointPlan]:
-        model = {"model": spec.model, "head": spec.head}
+        model = model_params(spec)
         steps = PointPlan({**model, "tokens": spec.tokens}, "timed", "launches")
         prompts = [
-            PointPlan({**model, "measure": PREFILL, "prompt": n}, "timed", "launches") for n in spec.prefill
+            PointPlan({**model, "measure": "prefill", PROMPT_TOKENS: tokens}, "timed", "launches")
+            for tokens in spec.prefill
         ]
         return [steps, *prompts]
 
@@ -111,8 +113,8 @@ class DecodeWorkload(WorkloadKind):
             drawn = DRAW_SECONDS_PER_NUMBER * (replaced / blocks + (kept if spec.head == "same" else 0))
             prepare = drawn + COPY_SECONDS_PER_BYTE * 4 * share * replaced
         prepare += CHECK_SECONDS_PER_NUMBER * replaced
-        if PREFILL in plan.params.values():
-            return prepare + prefill_seconds(replaced, plan.params["prompt"])
+        if PROMPT_TOKENS in plan.params:
+            return prepare + prefill_seconds(replaced, plan.params[PROMPT_TOKENS])
         step = STEP_SECONDS_PER_NUMBER * (kept + share * replaced)
         return prepare + UNTIMED_STEPS * step + max(TIMED_SECONDS, 2 * step) * spec.tokens
 
@@ -140,8 +142,8 @@ class DecodeSession(Session):
         self.spec = spec
         self.context = context
         self.lm = load_causal_lm(spec.model)
-        self.prompt_tokens: int = params.get("prompt", spec.prompt_tokens)
-        self.prefill = params.get("measure") == PREFILL
+        self.prefill = PROMPT_TOKENS in params
+        self.prompt_tokens: int = params.get(PROMPT_TOKENS, spec.prompt_tokens)
         limit = self.lm.model.config.context
         if self.prefill and self.prompt_tokens > limit:
             raise UserError(

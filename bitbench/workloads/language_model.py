@@ -29,6 +29,7 @@ from bitbench.layers.base import LayerKind, LayerSpec
 from bitbench.layers.specs import LinearSpec
 from bitbench.measure.host import memory_available
 from bitbench.measure.memory import trim
+from bitbench.store.schema import all_params
 from bitbench.workloads.base import Context, Unsupported, WorkloadSpec
 
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ class LanguageModelSpec(WorkloadSpec):
     @classmethod
     def _known(cls, model: str) -> str:
         return check_causal_lm(model)
+
+
+def model_params(spec: LanguageModelSpec) -> dict[str, Any]:
+    """What a point's params say of the model; a float head is implied."""
+    own = {"head": spec.head}
+    return {"model": spec.model} | ({} if own == all_params(spec.kind, {}) else own)
 
 
 @dataclass(frozen=True)

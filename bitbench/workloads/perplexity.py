@@ -20,6 +20,7 @@ from bitbench.workloads.base import Context, Outcome, PointPlan, Session, Worklo
 from bitbench.workloads.language_model import (
     LanguageModelSpec,
     build_model,
+    model_params,
     open_seconds,
     place,
     split_numbers,
@@ -69,12 +70,7 @@ class PerplexityWorkload(WorkloadKind):
     axes: ClassVar[tuple[str, ...]] = ("head",)
 
     def points(self, spec: PerplexitySpec) -> list[PointPlan]:
-        params = {
-            "model": spec.model,
-            "head": spec.head,
-            "text": spec.text,
-            "tokens": spec.windows * spec.length,
-        }
+        params = {**model_params(spec), "text": spec.text, "tokens": spec.windows * spec.length}
         return [PointPlan(params, "once", "documents")]
 
     def quick(self, spec: PerplexitySpec) -> PerplexitySpec:

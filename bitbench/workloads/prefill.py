@@ -17,9 +17,6 @@ from bitbench.workloads.model_check import check_layers
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREFILL = "prefill"
-"""What such a point's params say under ``measure``."""
-
 SECONDS_PER_NUMBER_TOKEN = 1.2e-11
 """One token and one number of a float model on two cores, as in perplexity."""
 

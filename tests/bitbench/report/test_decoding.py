@@ -35,7 +35,7 @@ def made(run_maker: ModuleType, folder: Path, failed: str = "") -> RunData:
     cases whose label holds ``failed`` ran out of memory."""
     stored = load_run(run_maker.write_run(folder))
     points: list[dict[str, Any]] = [
-        {"model": "m", "head": "float", "tokens": 8},
+        {"model": "m", "tokens": 8},  # a float head goes without saying
         {"model": "m", "head": "same", "tokens": 8},
         {"model": "m", "head": "same", "measure": "prefill", "prompt": 128},
     ]

@@ -44,3 +44,19 @@ def test_every_key_must_match_and_missing_keys_select_nothing() -> None:
     assert not selects({"cache": "hot"}, case)
     assert holds({"tokens": [1, 2]}, case.params)
     assert not holds({"layer": "ternary"}, case.params)
+
+
+def test_a_float_head_is_selected_where_params_leave_it_out() -> None:
+    def of(workload: str, **params: Any) -> Case:
+        return Case(
+            id="c", point="p", workload=workload, entry=0, phase="timed", replicate="launches", launches=5,
+            layer="ternary", params=params, numerics="n",
+        )  # fmt: skip
+
+    for workload in ("decode", "perplexity"):
+        assert selects({"head": "float"}, of(workload))
+        assert not selects({"head": "same"}, of(workload))
+        assert selects({"head": ["same", "float"]}, of(workload))
+        assert not selects({"head": "float"}, of(workload, head="same"))
+        assert selects({"head": "same"}, of(workload, head="same"))
+    assert not selects({"head": "float"}, of("linear"))
