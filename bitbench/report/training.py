@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bitbench.analysis.summary import CaseSummary, Summary, summarise
 from bitbench.errors import UserError
 from bitbench.report.numbers import shape_text
@@ -17,7 +19,7 @@ from bitbench.report.tables import (
     verdict_tone,
     without_empty,
 )
-from bitbench.store.reader import latest_run, load_run
+from bitbench.store.reader import RunData, load_run, stored_runs
 
 
 def training(summary: Summary) -> list[Section]:
@@ -27,53 +29,67 @@ def training(summary: Summary) -> list[Section]:
     if own:
         sections.append(Section("training", "Training from scratch", [], own))
     cited = [str(name) for name in summary.run.info.suite.get("cites", [])]
-    for name in cited:
-        section_id = f"cited-{name}"
-        stored = _newest(summary, name)
-        tables = [] if stored is None else training_tables(stored, section_id)
-        if stored is None or not tables:
-            text = f"No stored run of the suite `{name}` was found beside this run, so none is cited."
-            sections.append(Section(section_id, f"Stored run: {name}", [text]))
-            continue
-        info = stored.run.info
-        text = (
-            f"From the stored run `{info.run}` of {info.created}, not from this one; its samples are in "
-            f"`{stored.run.path.name}/samples.jsonl`."
-        )
-        sections.append(Section(section_id, f"Stored run: {name}", [text], tables))
-    return sections
+    return [*sections, *(_cited(summary, name) for name in cited)]
 
 
-def _newest(summary: Summary, suite: str) -> Summary | None:
-    """Summary of the newest run of ``suite`` in the folder that holds this run."""
-    try:
-        return summarise(load_run(latest_run(summary.run.path.parent, suite)))
-    except UserError:
-        return None  # no such run, or one that cannot be read: nothing to cite
+def _cited(summary: Summary, suite: str) -> Section:
+    """The tables of stored runs of ``suite`` in the folder that holds this run: of each sort of training
+    that of the newest run with a figure of it, for a run may hold a part of its suite."""
+    section_id, title = f"cited-{suite}", f"Stored run: {suite}"
+    chosen: dict[str, tuple[RunData, Table]] = {}
+    for path in stored_runs(summary.run.path.parent, suite):
+        if len(chosen) == len(_TABLES):
+            break
+        try:
+            stored = summarise(load_run(path))
+        except UserError:
+            continue  # cannot be read: nothing to cite
+        for workload, table_of in _TABLES.items():
+            if workload in chosen or not any(case.series for case in stored.select(workload)):
+                continue
+            if table := table_of(stored, section_id):
+                chosen[workload] = stored.run, table
+    if not chosen:
+        text = f"No stored run of the suite `{suite}` was found beside this run, so none is cited."
+        return Section(section_id, title, [text])
+    sources: dict[str, tuple[RunData, list[str]]] = {}
+    cited = [chosen[workload] for workload in _TABLES if workload in chosen]
+    for run, table in cited:
+        sources.setdefault(run.info.run, (run, []))[1].append(table.title)
+    prose = [
+        f"{'From' if len(sources) == 1 else '; '.join(titles) + ': from'} the stored run `{run.info.run}` of "
+        f"{run.info.created}, not from this one; its samples are in `{run.path.name}/samples.jsonl`."
+        for run, titles in sources.values()
+    ]
+    return Section(section_id, title, prose, [table for _, table in cited])
 
 
 def training_tables(summary: Summary, table_id: str) -> list[Table]:
     """A table for each sort of training that the run measured."""
-    found = [
-        _trained(
-            summary,
-            table_id,
-            "pretrain",
-            "training.bits_per_byte",
-            Column("Bits per byte", "held-out, after training; interval over seeds"),
-            "Bits per byte after quantisation-aware training",
-        ),
-        _trained(
-            summary,
-            f"{table_id}-images",
-            "classify",
-            "training.accuracy",
-            Column("Accuracy", "share of held-out images classified right; interval over seeds"),
-            "Accuracy after training a three-layer perceptron, all three layers of the kind",
-        ),
-        _steps(summary, f"{table_id}-steps"),
-    ]
+    found = (table_of(summary, table_id) for table_of in _TABLES.values())
     return [table for table in found if table is not None]
+
+
+def _texts(summary: Summary, table_id: str) -> Table | None:
+    return _trained(
+        summary,
+        table_id,
+        "pretrain",
+        "training.bits_per_byte",
+        Column("Bits per byte", "held-out, after training; interval over seeds"),
+        "Bits per byte after quantisation-aware training",
+    )
+
+
+def _images(summary: Summary, table_id: str) -> Table | None:
+    return _trained(
+        summary,
+        f"{table_id}-images",
+        "classify",
+        "training.accuracy",
+        Column("Accuracy", "share of held-out images classified right; interval over seeds"),
+        "Accuracy after training a three-layer perceptron, all three layers of the kind",
+    )
 
 
 def _trained(
@@ -150,8 +166,16 @@ def _steps(summary: Summary, table_id: str) -> Table | None:
         "way. Bytes kept are counted; the rise is measured."
     )
     return without_empty(
-        Table(table_id, "A step of training one layer", columns, rows, note, filterable=True)
+        Table(f"{table_id}-steps", "A step of training one layer", columns, rows, note, filterable=True)
     )
+
+
+_TABLES: dict[str, Callable[[Summary, str], Table | None]] = {
+    "pretrain": _texts,
+    "classify": _images,
+    "train_step": _steps,
+}
+"""The table of each workload that trains."""
 
 
 def _step_row(summary: Summary, place: tuple[str, str, int], found: dict[str, CaseSummary]) -> list[Cell]:

@@ -112,7 +112,18 @@ def load_info(path: Path) -> RunInfo:
 
 
 def latest_run(results_dir: Path, suite: str | None = None) -> Path:
-    """The newest run folder under ``results_dir``, of the suite named ``suite`` if given.
+    """The newest run folder under ``results_dir``, of the suite named ``suite`` if given."""
+    found = stored_runs(results_dir, suite)
+    if not found:
+        which = f" of suite {suite!r}" if suite else ""
+        raise UserError(
+            f"no run{which} under {results_dir}", "make one with: bitbench run SUITE, or give --results DIR"
+        )
+    return found[0]
+
+
+def stored_runs(results_dir: Path, suite: str | None = None) -> list[Path]:
+    """The run folders under ``results_dir``, of the suite named ``suite`` if given, newest first.
 
     Newest by the time inside ``run.json``: folders may have been copied or renamed.
     """
@@ -126,12 +137,7 @@ def latest_run(results_dir: Path, suite: str | None = None) -> Path:
                 continue
             if suite is None or name == suite:
                 found.append((created, head.parent.name, head.parent))
-    if not found:
-        which = f" of suite {suite!r}" if suite else ""
-        raise UserError(
-            f"no run{which} under {results_dir}", "make one with: bitbench run SUITE, or give --results DIR"
-        )
-    return max(found)[2]
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def _lines(path: Path, model: type[RecordType], warnings: list[str]) -> list[RecordType]:

@@ -11,7 +11,8 @@ import pytest
 from bitbench.analysis.claims import ClaimStatus, evaluate_claim
 from bitbench.analysis.summary import Summary, summarise
 from bitbench.report.answer import answer
-from bitbench.report.training import training_tables
+from bitbench.report.tables import Section
+from bitbench.report.training import training, training_tables
 from bitbench.store.reader import RunData, load_run
 from bitbench.store.schema import Case, Record, Status
 from bitbench.suite.schema import Claim
@@ -137,3 +138,59 @@ def test_the_answer_of_a_published_training_run_says_what_training_gave() -> Non
     (told,) = answer(summarise(load_run(run)))
     assert told.startswith("Trained with it from scratch, `ternary` reaches **2.92** bits per byte")
     assert told.endswith("against 2.71 for `linear`.")
+
+
+class TestCited:
+    """The tables of stored runs that a report cites: each from the newest run that has it."""
+
+    @pytest.fixture
+    def reporting(self, run_maker: ModuleType, tmp_path: Path) -> RunData:
+        """A run whose suite cites ``training``, beside a whole run of it and a newer one of images alone."""
+        run_maker.write_training_run(tmp_path)
+        self.write(tmp_path, "2026-02-01T00:00:00Z", "newest")
+        return load_run(run_maker.write_run(tmp_path))
+
+    def write(self, results: Path, created: str, name: str, status: Status = Status.OK) -> None:
+        """A run of the images alone."""
+        old = load_run(results / "20251231-000000-training-aaaa")
+        path = results / name
+        path.mkdir()
+        info = old.info.model_copy(update={"run": name, "created": created})
+        fields: dict[str, Any] = {"phase": "once", "replicate": "seeds", "launches": 3}
+        trained = case("linear", "classify", params={"images": "mnist"}, **fields)
+        metrics = {"training.accuracy": 0.98} if status is Status.OK else {}
+        records = [
+            Record(case=trained.id, launch=i, status=status, reason="" if metrics else "no", metrics=metrics)
+            for i in range(3)
+        ]
+        (path / "run.json").write_text(info.model_dump_json() + "\n")
+        (path / "cases.jsonl").write_text(trained.model_dump_json() + "\n")
+        (path / "samples.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
+
+    def cited(self, run: RunData) -> Section:
+        return next(s for s in training(summarise(run)) if s.id == "cited-training")
+
+    def test_a_newer_run_of_a_part_leaves_the_other_tables(self, reporting: RunData) -> None:
+        found = self.cited(reporting)
+        assert [table.id for table in found.tables] == ["cited-training", "cited-training-images"]
+        texts, images = found.prose
+        assert texts.startswith(
+            f"{found.tables[0].title}: from the stored run `20251231-000000-training-aaaa`"
+        )
+        assert images.startswith(f"{found.tables[1].title}: from the stored run `newest`")
+        assert "2026-02-01" in images
+        assert found.tables[0].rows[0][2].text == "1.904"
+
+    def test_a_newer_run_that_failed_displaces_nothing(self, reporting: RunData) -> None:
+        self.write(reporting.path.parent, "2026-03-01T00:00:00Z", "failed", Status.CRASH)
+        (reporting.path.parent / "damaged").mkdir()
+        head = (reporting.path.parent / "newest" / "run.json").read_text().replace("2026-02", "2026-04")
+        (reporting.path.parent / "damaged" / "run.json").write_text(head)
+        (reporting.path.parent / "damaged" / "cases.jsonl").write_text("{}\n{}\n")
+        assert "`newest`" in self.cited(reporting).prose[1]
+
+    def test_one_run_with_all_tables_is_named_once(self, run_maker: ModuleType, tmp_path: Path) -> None:
+        run_maker.write_training_run(tmp_path)
+        found = self.cited(load_run(run_maker.write_run(tmp_path)))
+        assert len(found.prose) == len(found.tables) == 1
+        assert found.prose[0].startswith("From the stored run `20251231-000000-training-aaaa`")
