@@ -60,11 +60,11 @@ def headline_points(summary: Summary) -> list[Point]:
     return [point for point in points if point.threads is None] or points
 
 
-def linear_shapes(summary: Summary, *, phase: str = "timed") -> list[list[int]]:
-    """Shapes of single layers, in plan order."""
+def linear_shapes(summary: Summary) -> list[list[int]]:
+    """Shapes of the single layers timed, in plan order."""
     shapes: list[list[int]] = []
     for case in summary.cases:
-        if case.case.workload == "linear" and case.case.phase == phase:
+        if case.case.workload == "linear" and case.case.phase == "timed":
             shape: Any = case.case.params["shape"]
             if shape not in shapes:
                 shapes.append(shape)

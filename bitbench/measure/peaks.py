@@ -32,7 +32,7 @@ by itself drops out."""
 
 
 def measure_peaks(device: str, threads: int, cache_bytes: int) -> Peaks:
-    """Measure the limits of ``device`` with ``threads`` threads: about three seconds. Imports torch,
+    """Measure the limits of ``device`` with ``threads`` threads: about five seconds. Imports torch,
     whose number of threads is the same afterwards.
 
     fp32 and bf16 by the better of ``torch.mm`` and ``conv2d`` (other libraries, one of which was seen at
@@ -50,18 +50,22 @@ def measure_peaks(device: str, threads: int, cache_bytes: int) -> Peaks:
 
 
 def _measured(device: str, threads: int, cache_bytes: int) -> Peaks:
+    from impl import native
+
     rates = {kind: _multiply(device, kind) for kind in ("float32", "bfloat16", "int8")}
     for kind in ("float32", "bfloat16"):
         rates[kind] = max(rates[kind], _convolve(device, kind))
+    isas = isa_rates(device)
+    own = isas.get(native.isa(), {}) if isas else {}
     return Peaks(
         read_bytes_per_s=read_bandwidth(device, cache_bytes),
         fp32_per_s=rates["float32"],
         bf16_per_s=rates["bfloat16"],
-        int8_per_s=max(rates["int8"], _native_rate(device, 8)),
-        bit_per_s=_native_rate(device, 1),
+        int8_per_s=max(rates["int8"], own.get("int8", 0.0)),
+        bit_per_s=own.get("bit", 0.0),
         threads=threads,
         cache_bytes_per_s=cache_bandwidth(device, threads),
-        isas=isa_rates(device),
+        isas=isas,
     )
 
 
@@ -159,26 +163,22 @@ def isa_rates(device: str) -> dict[str, dict[str, float]]:
     try:
         for isa in native.supported_isas():
             native.select_isa(isa)
-            rates = {
-                "int8": _native_rate(device, 8, LOOP_SECONDS),
-                "bit": _native_rate(device, 1, LOOP_SECONDS),
-            }
+            rates = {"int8": _native_rate(8), "bit": _native_rate(1)}
             found[isa] = {kind: rate for kind, rate in rates.items() if rate}
     finally:
         native.select_isa(before)
     return {isa: rates for isa, rates in found.items() if rates}
 
 
-def _native_rate(device: str, activation_bits: int, seconds: float | None = None) -> float:
-    """Operations per second of the kernels' innermost instructions, 0 where there are none."""
+def _native_rate(activation_bits: int) -> float:
+    """Operations per second of the innermost instructions of the selected kernels, 0 where they have
+    none."""
     from impl import native
 
-    if device != "cpu" or not native.available():
-        return 0.0
     done = native.multiply_accumulate(activation_bits, PEAK_TURNS)
     if not done:
         return 0.0
-    best = _fastest(lambda: native.multiply_accumulate(activation_bits, PEAK_TURNS), device, seconds)
+    best = _fastest(lambda: native.multiply_accumulate(activation_bits, PEAK_TURNS), "cpu", LOOP_SECONDS)
     return 2.0 * done / best
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bitbench.analysis.aggregate import linear_shapes
 from bitbench.analysis.statistics import Estimate
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.report.numbers import plain, shape_text
@@ -35,29 +34,33 @@ _BYTES = [
     ("File", "memory.file_bytes", "the layer saved as a safetensors file"),
     ("Peak", "memory.peak_bytes", "rise of the process's high-water mark over a call"),
 ]
+SHAPE = "out_features x in_features; of a convolution the channels, and the sides of its kernel"
 _RATIOS = [
     ("Weight ratio", "memory.weight_ratio", "fp32 weight bytes / (codes + scales)"),
     ("to bf16", "memory.weight_ratio_bf16", "bf16 weight bytes / (codes + scales)"),
-    ("Layer ratio", "memory.layer_ratio", "fp32 nn.Linear bytes / whole-layer bytes"),
-    ("File ratio", "memory.file_ratio", "fp32 nn.Linear file / this layer's file"),
+    ("Layer ratio", "memory.layer_ratio", "bytes of the fp32 layer of torch / whole-layer bytes"),
+    ("File ratio", "memory.file_ratio", "file of the fp32 layer of torch / this layer's file"),
 ]
 
 
 def memory(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     """Section ``memory``; None where no bytes were counted."""
-    cases = [case for case in summary.select("linear") if case.case.params.get("measure") == "memory"]
+    cases = [
+        case
+        for workload in ("linear", "conv2d")
+        for case in summary.select(workload)
+        if case.case.params.get("measure") == "memory"
+    ]
     if not cases:
         return None
-    columns = [Column("Layer", numeric=False), Column("Shape", "out_features x in_features", numeric=False)]
+    columns = [Column("Layer", numeric=False), Column("Shape", SHAPE, numeric=False)]
     columns += [Column(title, text) for title, _, text in _BYTES]
     columns += [Column("Bits per weight", "8 x (codes + scales) / number of weights")]
     columns += [Column("Format allows", "32 / bits per weight of the format, before scales")]
     columns += [Column(title, text) for title, _, text in _RATIOS]
-    shapes = linear_shapes(summary, phase="once")
+    shapes = list(dict.fromkeys(map(_shape, cases)))
     order = {layer: i for i, layer in enumerate(summary.layers)}
-    cases.sort(
-        key=lambda case: (-_size(case), shapes.index(case.case.params["shape"]), order[case.case.layer])
-    )
+    cases.sort(key=lambda case: (-_size(case), shapes.index(_shape(case)), order[case.case.layer]))
     table = Table(
         "ledger",
         "Memory ledger",
@@ -72,13 +75,19 @@ def memory(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     return Section("memory", "Memory", prose, [without_empty(table)], list(figures))
 
 
+def _shape(case: CaseSummary) -> str:
+    """``4096x4096``; of a convolution ``128x64, 3x3``."""
+    text, kernel = shape_text(case.case.params["shape"]), case.case.params.get("kernel")
+    return text if kernel is None else f"{text}, {kernel}x{kernel}"
+
+
 def _size(case: CaseSummary) -> int:
     rows, columns = case.case.params["shape"]
-    return int(rows) * int(columns)
+    return int(rows) * int(columns) * int(case.case.params.get("kernel", 1)) ** 2
 
 
 def _row(case: CaseSummary) -> list[Cell]:
-    first = [name_cell(case.case.layer), Cell(shape_text(case.case.params["shape"]), sort=float(_size(case)))]
+    first = [name_cell(case.case.layer), Cell(_shape(case), sort=float(_size(case)))]
     if not case.ok:
         return [*first, *(absent(case.status) for _ in range(len(_BYTES) + len(_RATIOS) + 2))]
 

@@ -48,3 +48,35 @@ def test_a_convolution_counts_its_own_operations(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(measuring, "_fastest", lambda call, device: call().numel())
     # As many seconds as outputs, each of 8 x 3 x 3 products and sums.
     assert measuring._convolve("cpu", "float32") == 2 * 8 * 9
+
+
+def test_each_instruction_set_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The selected one has no second measurement: its rates are the machine's."""
+    selected = ["avx512"]
+    asked: list[tuple[str, int]] = []
+
+    def rate(activation_bits: int) -> float:
+        asked.append((selected[-1], activation_bits))
+        return (
+            0.0
+            if selected[-1] == "portable"
+            else {"avx512": 4.0, "avx2": 2.0}[selected[-1]] / activation_bits
+        )
+
+    monkeypatch.setattr(native, "available", lambda: True)
+    monkeypatch.setattr(native, "isa", lambda: selected[-1])
+    monkeypatch.setattr(native, "select_isa", selected.append)
+    monkeypatch.setattr(native, "supported_isas", lambda: ("avx512", "avx2", "portable"))
+    monkeypatch.setattr(measuring, "_native_rate", rate)
+    monkeypatch.setattr(measuring, "_multiply", lambda device, kind: 0.25)
+    monkeypatch.setattr(measuring, "_convolve", lambda device, kind: 0.0)
+    monkeypatch.setattr(measuring, "read_bandwidth", lambda device, cache: 1.0)
+    monkeypatch.setattr(measuring, "cache_bandwidth", lambda device, threads: 1.0)
+    found = measure_peaks("cpu", torch.get_num_threads(), 1)
+    assert sorted(asked) == sorted((isa, bits) for isa in ("avx512", "avx2", "portable") for bits in (1, 8))
+    assert (found.int8_per_s, found.bit_per_s) == (0.5, 4.0)
+    assert found.isas == {"avx512": {"int8": 0.5, "bit": 4.0}, "avx2": {"int8": 0.25, "bit": 2.0}}
+    assert selected[-1] == "avx512"
+    selected.append("portable")  # has no loops: what torch does is all that is known
+    found = measure_peaks("cpu", torch.get_num_threads(), 1)
+    assert (found.int8_per_s, found.bit_per_s) == (0.25, 0.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from bitbench.report.context import context_of
 from bitbench.report.convolution import convolution
 from bitbench.report.html import render as html
 from bitbench.report.markdown import render as markdown
+from bitbench.report.memory import memory
 from bitbench.report.speed import speed
 from bitbench.report.tables import Table
-from bitbench.store.reader import RunData
+from bitbench.store.reader import RunData, load_run
 from bitbench.store.schema import Case, CodeIdentity, Record, RunInfo, Status
 from bitbench.suite.expand import expand
 from bitbench.suite.schema import Suite
@@ -153,7 +156,32 @@ def test_reports_hold_them(summary: Summary) -> None:
         assert "M=1 hot, 1 thread" in text
 
 
-def test_runs_without_convolutions_have_no_such_section(stored_run: Path) -> None:
-    from bitbench.store.reader import load_run
+def test_bytes_of_convolutions_are_in_the_ledger(run_maker: ModuleType, tmp_path: Path) -> None:
+    stored = load_run(run_maker.write_run(tmp_path))
+    params = {"shape": [2048, 2048], "kernel": 3, "measure": "memory"}
+    weighed = [
+        case.model_copy(update={"id": f"conv-{case.id}", "workload": "conv2d", "params": params})
+        for case in stored.cases
+        if case.params == {"shape": [2048, 2048], "measure": "memory"}
+    ]
+    stored.records.extend(
+        record.model_copy(update={"case": f"conv-{record.case}"})
+        for record in stored.records
+        if f"conv-{record.case}" in {case.id for case in weighed}
+    )
+    linear = memory(summarise(stored), ())
+    stored.cases.extend(weighed)
+    both = memory(summarise(stored), ())
+    assert linear is not None
+    assert both is not None
+    shown = [row for row in both.tables[0].rows if row[1].text == "2048x2048, 3x3"]
+    assert [row[0].text for row in shown] == list(dict.fromkeys(case.layer for case in weighed))
+    at = [column.title for column in both.tables[0].columns].index("Whole layer")
+    assert all(re.fullmatch(r"[\d.]+ [KM]iB", row[at].text) for row in shown)
+    # Nine times the weights of a 2048 x 2048 layer: before 8192 x 2048, and nothing else has moved.
+    assert both.tables[0].rows[0] == shown[0]
+    assert [row for row in both.tables[0].rows if row not in shown] == linear.tables[0].rows
 
+
+def test_runs_without_convolutions_have_no_such_section(stored_run: Path) -> None:
     assert convolution(summarise(load_run(stored_run))) is None

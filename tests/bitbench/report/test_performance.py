@@ -9,7 +9,10 @@ from bitbench.analysis.summary import Summary, summarise
 from bitbench.cli import main
 from bitbench.errors import UserError
 from bitbench.report.performance import blocks, embed
-from bitbench.store.reader import load_run
+from bitbench.store.reader import RunData, load_run
+from bitbench.store.schema import CodeIdentity, Record, RunInfo, Status
+from bitbench.suite.expand import expand
+from bitbench.suite.load import load_suite
 
 PAGE = """# Mine
 
@@ -81,3 +84,37 @@ def test_the_command_fills_a_file(
     assert blocks(page.read_text())[0].run == f"{stored_run.parent.name}/{stored_run.name}"
     missing = tmp_path / "gone.md"
     assert main(["report", str(stored_run), "--reports", str(tmp_path), "--into", str(missing)]) == 2
+
+
+@pytest.mark.parametrize(("name", "threads"), [("kernels", None), ("kernels", 1), ("peers", None)])
+def test_runs_of_the_suites_that_are_about_speed_fill_a_page(name: str, threads: int | None) -> None:
+    """At the shape that people quote: every layer timed there has a row, every point a column."""
+    plan = expand(load_suite(Path(__file__).parents[3] / "suites" / f"{name}.yaml"))
+    info = RunInfo(
+        run="r",
+        created="2026-01-02T03:04:05Z",
+        suite_path="",
+        suite=plan.suite.resolved(),
+        threads=2,
+        environment={},
+        code=CodeIdentity(bitbench="0", impl="0"),
+    )
+    timed = [case for case in plan.cases if case.workload == "linear" and case.phase == "timed"]
+    records = [
+        Record(case=case.id, launch=0, status=Status.OK, calls=10, samples_ns=[10_000_000] * 4)
+        for case in timed
+    ]
+    head = f"{name} 4096x4096" + ("" if threads is None else f" threads={threads}")
+    page = f"<!-- performance: {head} -->\n<!-- end of performance -->\n"
+    [block] = blocks(embed(page, summarise(RunData(Path("r"), info, plan.cases, records)), "results/r"))
+    lines = [line for line in block.body.splitlines() if line.startswith("|")]
+    here = [
+        case
+        for case in timed
+        if case.params["shape"] == [4096, 4096] and case.params.get("threads") == threads
+    ]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[0].strip("`") for row in rows] == list(dict.fromkeys(case.layer for case in here))
+    assert len(rows[0]) == 1 + len({case.point for case in here})
+    assert rows[0][1] == "1.00 ms"
+    assert ("threads=1" in block.body) is (threads == 1)
