@@ -74,6 +74,45 @@ def test_suites_of_the_package_are_sound(path: Path) -> None:
         assert (SUITES / f"{name}.yaml").is_file()
 
 
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_suites_of_the_package_say_how_long_they_take(path: Path) -> None:
+    """As `bitbench plan` does, to a twentieth."""
+    text = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    [(number, unit)] = re.findall(r"About (\d+) (seconds|minutes) on two cores", text)
+    told = int(number) * {"seconds": 1, "minutes": 60}[unit]
+    assert told == pytest.approx(expand(load_suite(path)).estimate_seconds(), rel=0.05)
+
+
+@pytest.mark.parametrize("run", ["llm-20261120T072353Z-d248", "training-20261120T130249Z-a260"])
+def test_cases_keep_the_ids_that_they_have_in_published_runs(run: str) -> None:
+    """Or the run could be neither continued nor followed: a param added later, such as the head of a
+    model, stays out of a point's params where it says what went without saying."""
+    lines = (SUITES.parent / "results" / run / "cases.jsonl").read_text().splitlines()
+    stored = {case["id"] for case in map(json.loads, lines)}
+    assert stored
+    assert stored <= {case.id for case in expand(load_suite(SUITES / f"{run.split('-')[0]}.yaml")).cases}
+
+
+def test_an_implied_head_can_be_claimed_and_excluded() -> None:
+    suite = parse_suite(
+        """
+schema: 1
+name: demo
+baseline: linear
+layers: {linear: {kind: linear}}
+workloads:
+  - {kind: decode, model: tiny-random, include: [{head: same}], exclude: [{head: float}]}
+  - {kind: perplexity, model: tiny-random, text: synthetic}
+claims:
+  - {id: c, says: s, metric: quality.perplexity, where: {head: float}, at_most: 9}
+"""
+    )
+    assert [(case.workload, case.params.get("head")) for case in expand(suite).cases] == [
+        ("decode", "same"),
+        ("perplexity", None),
+    ]
+
+
 def test_smoke_downloads_nothing_and_reaches_every_layer_kind_of_ours() -> None:
     from bitbench.layers import registry
 
