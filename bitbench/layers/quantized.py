@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from bitbench.layers.base import CONDITIONS, LayerCost, LayerKind, LayerSpec
 from bitbench.layers.cost import FORMAT_BITS, codes_bytes, scales_bytes
-from bitbench.layers.linear import ROUNDING, float_tolerance
+from bitbench.layers.linear import ROUNDING, drawn, float_tolerance
 from bitbench.layers.specs import BinarySpec, Isa, KTernarySpec, TernarySpec
 
 if TYPE_CHECKING:
@@ -92,32 +92,39 @@ class Quantized(LayerKind):
         return spec.model_dump(mode="json", exclude={"kind", "format", "isa", *CONDITIONS})
 
     def random(self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int) -> nn.Module:
-        import torch
-
-        generator = torch.Generator().manual_seed(seed)
         if spec.form == "training":
+            import torch
+
+            generator = torch.Generator().manual_seed(seed)
             module = self.trainable(spec, in_features, out_features, bias=bias)
             with torch.no_grad():
                 for parameter in module.parameters():
                     parameter.uniform_(-(in_features**-0.5), in_features**-0.5, generator=generator)
             return module.requires_grad_(False).eval()
-        k = self.components(spec)
-        groups = -(-in_features // spec.group_size) if spec.group_size else 1
-        scale_rows = out_features if self.scale_per(spec) == "row" else 1
-        scales = torch.empty(k, scale_rows, groups).uniform_(0.5, 1.5, generator=generator)
-        scales *= in_features**-0.5
-        offset = None
-        if bias:
-            offset = torch.empty(out_features).uniform_(-1, 1, generator=generator)
         packed = self.layer().from_codes(
-            random_codes(self.format(spec), k, out_features, in_features, generator),
-            scales.to(getattr(torch, spec.scale_dtype)),
-            offset,
+            *self._drawn(spec, out_features, in_features, bias, seed),
             format=self.format(spec),
             activation_bits=spec.activation_bits,
             group_size=spec.group_size,
         )
         return packed.requires_grad_(False).eval()
+
+    def _drawn(
+        self, spec: Any, rows: int, columns: int, bias: bool, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Random codes int8 ``[components, rows, columns]``, their scales, and a bias where one is wanted."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        k = self.components(spec)
+        groups = -(-columns // spec.group_size) if spec.group_size else 1
+        scale_rows = rows if self.scale_per(spec) == "row" else 1
+        # Stored runs were measured on what this order of drawing gives.
+        scales = torch.empty(k, scale_rows, groups).uniform_(0.5, 1.5, generator=generator)
+        scales *= columns**-0.5
+        offset = torch.empty(rows).uniform_(-1, 1, generator=generator) if bias else None
+        codes = random_codes(self.format(spec), k, rows, columns, generator)
+        return codes, scales.to(getattr(torch, spec.scale_dtype)), offset
 
     def convert(self, spec: Any, linear: nn.Linear) -> nn.Module:
         packed = spec.form == "packed"
@@ -153,9 +160,6 @@ class Quantized(LayerKind):
         return ULP * (4 + k * groups)
 
     def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
-        import torch
-
-        from bitbench.layers.convolution import fill, random_packed
         from bitbench.workloads.base import Unsupported
 
         if spec.group_size is not None:
@@ -167,19 +171,18 @@ class Quantized(LayerKind):
             options = {name: value for name, value in self.options(spec).items() if name != "group_size"}
             sides = (shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding)
             module: nn.Module = self.conv2d()(*sides, bias=bias, **options)
-            fill(module, shape, seed)
-            return module.requires_grad_(False).eval()
-        return random_packed(
-            self.conv2d(),
-            shape,
-            components=self.components(spec),
+            return drawn(module, shape.columns, seed)
+        codes, scales, offset = self._drawn(spec, shape.out_channels, shape.columns, bias, seed)
+        packed = self.conv2d().from_codes(
+            codes.view(len(codes), *shape.shape, shape.kernel, shape.kernel),
+            scales,
+            offset,
+            stride=shape.stride,
+            padding=shape.padding,
             format=self.format(spec),
-            scale_rows=shape.out_channels if self.scale_per(spec) == "row" else 1,
-            scale_dtype=getattr(torch, spec.scale_dtype),
             activation_bits=spec.activation_bits,
-            bias=bias,
-            seed=seed,
         )
+        return packed.requires_grad_(False).eval()
 
     def conv2d_reference(self, spec: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
         from bitbench.layers.convolution import decoded, product

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from bitbench.layers import registry
-from bitbench.layers.base import LayerKind, LayerSpec
+from bitbench.layers.base import LayerSpec
 from bitbench.measure.memory import peak_on
 from bitbench.measure.roofline import Work
 from bitbench.store.schema import Check
@@ -24,6 +22,7 @@ from bitbench.workloads.base import (
     WorkloadKind,
     WorkloadSpec,
 )
+from bitbench.workloads.layer_check import Comparison, Made, poison
 from bitbench.workloads.ledger import byte_figures
 from bitbench.workloads.linear import (
     BUDGET_SECONDS,
@@ -35,7 +34,6 @@ from bitbench.workloads.linear import (
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 Images = Annotated[int, Field(ge=1, le=1 << 16)]
 MemoryFormat = Literal["contiguous", "channels_last"]
@@ -117,7 +115,7 @@ class Conv2dSession(Session):
 
     def build(self, layer: str, spec: LayerSpec) -> Conv2dSubject:  # noqa: ARG002
         made = self._make(spec)
-        return Conv2dSubject(made, self.input(made.dtype, self.params["batch"]))
+        return Conv2dSubject(made, self.shape, self.input(made.dtype, self.params["batch"]))
 
     def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002
         import torch
@@ -125,7 +123,7 @@ class Conv2dSession(Session):
 
         made, shape = self._make(spec), self.shape
         plain = nn.Conv2d(shape.in_channels, shape.out_channels, shape.kernel, bias=self.bias)
-        metrics = byte_figures(made.module, plain, made.format_bits)
+        metrics = byte_figures(made.module, plain, made.cost.format_bits)
         x = self.input(made.dtype, 1)
         with torch.inference_mode():
             made.module(x)  # pays for first use
@@ -151,39 +149,11 @@ class Conv2dSession(Session):
         return torch.channels_last if last else torch.contiguous_format
 
     def _make(self, spec: LayerSpec) -> Made:
-        import torch
-
         kind, shape = registry.get(spec.kind), self.shape
         module = kind.random_conv2d(spec, shape, bias=self.bias, seed=self.context.seed)
         # torch's stubs know `memory_format` for tensors only.
         placed = module.to(device=self.context.device, memory_format=self._memory_format())  # type: ignore[call-overload]
-        cost = kind.cost(spec, shape.columns, shape.out_channels)
-        return Made(
-            kind=kind,
-            spec=spec,
-            module=placed.eval(),
-            dtype=getattr(torch, kind.input_dtype(spec)),
-            shape=shape,
-            weight_bytes=cost.weight_bytes,
-            macs_per_image=cost.macs_per_token * shape.pixels,
-            compute=cost.compute,
-            format_bits=cost.format_bits,
-        )
-
-
-@dataclass(frozen=True)
-class Made:
-    """A convolution and what its kind says about it."""
-
-    kind: LayerKind
-    spec: LayerSpec
-    module: nn.Module
-    dtype: torch.dtype
-    shape: ConvShape
-    weight_bytes: int
-    macs_per_image: int
-    compute: str
-    format_bits: float
+        return Made(kind, spec, placed.eval(), rows=shape.out_channels, columns=shape.columns)
 
 
 class Conv2dSubject(Subject):
@@ -191,8 +161,9 @@ class Conv2dSubject(Subject):
 
     replayable = True
 
-    def __init__(self, made: Made, x: torch.Tensor) -> None:
+    def __init__(self, made: Made, shape: ConvShape, x: torch.Tensor) -> None:
         self._made = made
+        self._shape = shape
         self._x = x
         batch = x.shape[0]
         self._images = sorted({0, batch // 2, batch - 1})
@@ -212,45 +183,29 @@ class Conv2dSubject(Subject):
 
         made = self._made
         served = {made.kind.kernel(made.module)}
-        shape = (self._x.shape[0], made.shape.out_channels, made.shape.output_size, made.shape.output_size)
+        side = self._shape.output_size
+        shape = (self._x.shape[0], made.rows, side, side)
         poison(self._x, shape)
         output = self.call()
         self.kernel = ", ".join(sorted({*served, made.kind.kernel(made.module)} - {""}))
-        tolerance = made.kind.tolerance(made.spec, made.shape.columns)
         if tuple(output.shape) != shape:
             raise RuntimeError(f"the output has shape {tuple(output.shape)}, not {shape}")
         if self._expected is None:
             # Once a launch: what the weight held before timing is what the output after it is held against.
             self._expected = made.kind.conv2d_reference(made.spec, made.module, self._x[self._images])
-        got = output[self._images].to(torch.float64)
-        worst = float((got - self._expected).abs().nan_to_num(nan=math.inf).max())
-        largest = float(self._expected.abs().max())
-        if not bool(torch.isfinite(output).all()):
-            worst = math.inf
-        error = worst / largest if largest > 0 else worst
-        return Check(
-            passed=error <= tolerance, max_error=error, tolerance=tolerance, compared=self._expected.numel()
-        )
+        comparison = Comparison()
+        comparison.add(output[self._images], self._expected)
+        return comparison.check(made.tolerance, sound=bool(torch.isfinite(output).all()))
 
     def fallback(self) -> str | None:
-        names = self.kernel.split(", ")
-        return next((why for name in names if (why := self._made.kind.fallback(self._made.spec, name))), None)
+        return self._made.fallback(self.kernel)
 
     def work(self) -> Work:
-        made = self._made
+        cost = self._made.cost
         return Work(
-            weight_bytes=made.weight_bytes,
-            operations=2 * made.macs_per_image * self._x.shape[0],
-            compute=made.compute,
+            weight_bytes=cost.weight_bytes,
+            operations=2 * cost.macs_per_token * self._shape.pixels * self._x.shape[0],
+            compute=cost.compute,
             from_memory=False,
-            isa=getattr(made.spec, "isa", None) or "",
+            isa=getattr(self._made.spec, "isa", None) or "",
         )
-
-
-def poison(x: torch.Tensor, shape: tuple[int, ...]) -> None:
-    """Leave NaN in freed memory of the size of the coming output."""
-    import torch
-
-    blocks = [x.new_empty(shape).fill_(math.nan) for _ in range(2)]
-    wide = x.new_full(shape, math.nan, dtype=torch.float32)
-    del blocks, wide

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from bitbench.layers import registry
-from bitbench.layers.base import LayerKind, LayerSpec
+from bitbench.layers.base import LayerSpec
 from bitbench.measure.host import last_level_cache, memory_available
 from bitbench.measure.memory import peak_on
 from bitbench.measure.peaks import READ_CACHES
@@ -26,6 +25,7 @@ from bitbench.workloads.base import (
     WorkloadKind,
     WorkloadSpec,
 )
+from bitbench.workloads.layer_check import Comparison, Made, poison
 from bitbench.workloads.ledger import byte_figures
 
 if TYPE_CHECKING:
@@ -126,12 +126,13 @@ class LinearSession(Session):
 
     def build(self, layer: str, spec: LayerSpec) -> LinearSubject:  # noqa: ARG002
         made = self._make(spec)
+        weight_bytes = made.cost.weight_bytes
         cold = self.params["cache"] == "cold"
         cache = cache_bytes(self.context.device)
         # A GPU's cache is overwritten by the clock before each call; the caches of a processor have no
         # such cheap way, so that a cold layer goes through copies of itself.
         flush = cold and self.context.device == "cuda"
-        copies, why = copies_needed(made.weight_bytes, cache) if cold and not flush else (1, None)
+        copies, why = copies_needed(weight_bytes, cache) if cold and not flush else (1, None)
         modules = [made.module, *made.kind.copies(made.module, copies - 1)]
         return LinearSubject(
             made,
@@ -139,7 +140,7 @@ class LinearSession(Session):
             self.input(made.dtype, self.params["tokens"]),
             # Of weights called again and again a cache may keep a part; of as many as the bandwidth
             # was measured with, no more than it kept then.
-            from_memory=cold or made.weight_bytes >= READ_CACHES * cache > 0,
+            from_memory=cold or weight_bytes >= READ_CACHES * cache > 0,
             why_not_cold=why,
             flush=flush,
             seed=self.context.seed,
@@ -150,8 +151,8 @@ class LinearSession(Session):
 
         made = self._make(spec)
         x = self.input(made.dtype, PEAK_TOKENS)
-        plain = nn.Linear(made.in_features, made.out_features, bias=self.bias)
-        metrics = byte_figures(made.module, plain, made.format_bits)
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias)
+        metrics = byte_figures(made.module, plain, made.cost.format_bits)
         peak = self._peak(made.module, x)
         if peak is not None:
             metrics["memory.peak_bytes"] = float(peak)
@@ -167,25 +168,12 @@ class LinearSession(Session):
         return x.to(device=self.context.device, dtype=dtype)
 
     def _make(self, spec: LayerSpec) -> Made:
-        import torch
-
         kind = registry.get(spec.kind)
         module = kind.random(
             spec, self.in_features, self.out_features, bias=self.bias, seed=self.context.seed
         )
-        cost = kind.cost(spec, self.in_features, self.out_features)
-        return Made(
-            kind=kind,
-            spec=spec,
-            module=module.to(self.context.device).eval(),
-            dtype=getattr(torch, kind.input_dtype(spec)),
-            in_features=self.in_features,
-            out_features=self.out_features,
-            weight_bytes=cost.weight_bytes,
-            macs_per_token=cost.macs_per_token,
-            compute=cost.compute,
-            format_bits=cost.format_bits,
-        )
+        placed = module.to(self.context.device).eval()
+        return Made(kind, spec, placed, rows=self.out_features, columns=self.in_features)
 
     def _peak(self, module: nn.Module, x: torch.Tensor) -> int | None:
         """Rise of the high-water mark over one call, after one that pays for first use."""
@@ -194,22 +182,6 @@ class LinearSession(Session):
         with torch.inference_mode():
             module(x)
             return peak_on(self.context.device, lambda: module(x))
-
-
-@dataclass(frozen=True)
-class Made:
-    """A layer and what its kind says about it."""
-
-    kind: LayerKind
-    spec: LayerSpec
-    module: nn.Module
-    dtype: torch.dtype
-    in_features: int
-    out_features: int
-    weight_bytes: int
-    macs_per_token: int
-    compute: str
-    format_bits: float
 
 
 class LinearSubject(Subject):
@@ -236,7 +208,7 @@ class LinearSubject(Subject):
         self.replayable = not flush
         self.rotation = len(modules)
         self._expected: list[torch.Tensor] = []
-        self._rows = sampled_rows(made.out_features, seed)
+        self._rows = sampled_rows(made.rows, seed)
         self._tokens = sampled_tokens(x)
 
     def call(self) -> torch.Tensor:
@@ -254,44 +226,36 @@ class LinearSubject(Subject):
         made, module = self._made, next(self._rotation)
         # Those of the calls so far too, the timed ones among them: not only what this call is given.
         served = {made.kind.kernel(called) for called in self._modules}
-        poison(self._x, made.out_features)
+        shape = (self._x.shape[0], made.rows)
+        poison(self._x, shape)
         output = module(self._x)
         self.kernel = ", ".join(sorted({*served, made.kind.kernel(module)} - {""}))
-        shape = (self._x.shape[0], made.out_features)
-        tolerance = made.kind.tolerance(made.spec, made.in_features)
         if tuple(output.shape) != shape:
             raise RuntimeError(f"the output has shape {tuple(output.shape)}, not {shape}")
-        worst, largest, compared = 0.0, 0.0, 0
         sample = self._x[self._tokens]
         if not self._expected:
             # Once a launch: all copies hold the same weights, and what they held before timing is what
             # the output after timing is held against.
             self._expected = [made.kind.reference(made.spec, module, sample, rows) for rows in self._rows]
+        comparison = Comparison()
         for rows, expected in zip(self._rows, self._expected, strict=True):
-            got = output[self._tokens][:, rows].to(torch.float64)
-            worst = max(worst, float((got - expected).abs().nan_to_num(nan=math.inf).max()))
-            largest = max(largest, float(expected.abs().max()))
-            compared += expected.numel()
-        if not bool(torch.isfinite(output).all()):
-            worst = math.inf
-        error = worst / largest if largest > 0 else worst
-        return Check(passed=error <= tolerance, max_error=error, tolerance=tolerance, compared=compared)
+            comparison.add(output[self._tokens][:, rows], expected)
+        return comparison.check(made.tolerance, sound=bool(torch.isfinite(output).all()))
 
     def fallback(self) -> str | None:
-        names = self.kernel.split(", ")
-        return next((why for name in names if (why := self._made.kind.fallback(self._made.spec, name))), None)
+        return self._made.fallback(self.kernel)
 
     def invalid(self) -> str | None:
         return self._why_not_cold
 
     def work(self) -> Work:
-        made = self._made
+        cost = self._made.cost
         return Work(
-            weight_bytes=made.weight_bytes,
-            operations=2 * made.macs_per_token * self._x.shape[0],
-            compute=made.compute,
+            weight_bytes=cost.weight_bytes,
+            operations=2 * cost.macs_per_token * self._x.shape[0],
+            compute=cost.compute,
             from_memory=self._from_memory,
-            isa=getattr(made.spec, "isa", None) or "",
+            isa=getattr(self._made.spec, "isa", None) or "",
         )
 
 
@@ -350,12 +314,3 @@ def sampled_tokens(x: torch.Tensor) -> list[int]:
     extremes = {int(flat.argmin()) // x.shape[1], int(flat.argmax()) // x.shape[1]}
     spaced = CHECK_TOKENS - 2
     return sorted(extremes | {round(i * (tokens - 1) / (spaced - 1)) for i in range(spaced)})
-
-
-def poison(x: torch.Tensor, out_features: int) -> None:
-    """Leave NaN in freed memory of the size of the coming output."""
-    import torch
-
-    blocks = [x.new_empty(x.shape[0], out_features).fill_(math.nan) for _ in range(2)]
-    wide = x.new_full((x.shape[0], out_features), math.nan, dtype=torch.float32)
-    del blocks, wide

@@ -5,13 +5,13 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from bitbench.store.schema import Check
 from bitbench.workloads.language_model import HEAD, Converted
+from bitbench.workloads.layer_check import Comparison
 from bitbench.workloads.linear import sampled_rows, sampled_tokens
 
 if TYPE_CHECKING:
@@ -49,20 +49,10 @@ def _compare(converted: Converted, layer: nn.Module, x: Tensor, y: Tensor, seed:
     kind, spec = converted.kind, converted.spec
     x, y = x.flatten(0, -2), y.flatten(0, -2)
     tokens = sampled_tokens(x)
-    worst, largest, compared = 0.0, 1e-30, 0
+    comparison = Comparison()
     for rows in sampled_rows(y.shape[-1], seed):
-        exact = kind.reference(spec, layer, x[tokens], rows).double()
-        # NaN has no place in an order, and the worst check is looked for.
-        error = (y[tokens][:, rows].double() - exact).abs().nan_to_num(nan=math.inf)
-        worst, largest = max(worst, float(error.max())), max(largest, float(exact.abs().max()))
-        compared += exact.numel()
-    if not bool(y.isfinite().all()):
-        worst = math.inf
-    error_share = worst / largest
-    tolerance = kind.tolerance(spec, x.shape[-1])
-    return Check(
-        passed=error_share <= tolerance, max_error=error_share, tolerance=tolerance, compared=compared
-    )
+        comparison.add(y[tokens][:, rows], kind.reference(spec, layer, x[tokens], rows))
+    return comparison.check(kind.tolerance(spec, x.shape[-1]), sound=bool(y.isfinite().all()))
 
 
 def _keep(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:

@@ -28,7 +28,8 @@ from bitbench.workloads.base import (
     WorkloadKind,
     WorkloadSpec,
 )
-from bitbench.workloads.linear import poison, sampled_rows, sampled_tokens
+from bitbench.workloads.layer_check import Comparison, poison
+from bitbench.workloads.linear import sampled_rows, sampled_tokens
 from bitbench.workloads.training import optimiser_for, trainable
 
 if TYPE_CHECKING:
@@ -178,19 +179,16 @@ class TrainStepSubject(Subject):
 
         kind, module, x = self._kind, self.module, self._x
         rows, tokens = sampled_rows(self._features, seed=0), sampled_tokens(x.detach())
-        poison(x.detach(), self._features)
+        poison(x.detach(), (len(x), self._features))
         with torch.inference_mode(False):
             sample = x.detach()[tokens]
             expected = [kind.reference(self._spec, module, sample, part).detach() for part in rows]
             y = module(x)
             y.backward(self._output_gradient)
         self.kernel = kind.kernel(module)
-        worst, largest, compared = 0.0, 0.0, 0
+        comparison = Comparison()
         for part, exact in zip(rows, expected, strict=True):
-            got = y.detach()[tokens][:, part].to(torch.float64)
-            worst = max(worst, float((got - exact).abs().nan_to_num(nan=math.inf).max()))
-            largest = max(largest, float(exact.abs().max()))
-            compared += exact.numel()
+            comparison.add(y.detach()[tokens][:, part], exact)
         trained = [x, *(p for p in module.parameters() if p.requires_grad)]
         gradients = [leaf.grad for leaf in trained]
         missing = any(gradient is None or not _says_something(gradient) for gradient in gradients)
@@ -198,11 +196,8 @@ class TrainStepSubject(Subject):
             self._optimiser.step()
             self._forget_gradients()
             broken = any(not bool(torch.isfinite(p.detach()).all()) for p in module.parameters())
-        if missing or broken or not bool(torch.isfinite(y.detach()).all()):
-            worst = math.inf
-        error = worst / largest if largest > 0 else worst
-        tolerance = kind.tolerance(self._spec, int(x.shape[1]))
-        return Check(passed=error <= tolerance, max_error=error, tolerance=tolerance, compared=compared)
+        sound = not missing and not broken and bool(torch.isfinite(y.detach()).all())
+        return comparison.check(kind.tolerance(self._spec, int(x.shape[1])), sound=sound)
 
     def work(self) -> Work:
         """Three products of floats, whatever the kind: the output, and the gradients of input and weight.

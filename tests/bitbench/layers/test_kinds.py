@@ -250,3 +250,26 @@ def test_copies_compute_the_same_from_memory_of_their_own(name: str) -> None:
     if spec.kind == "torch_int8":  # its weights lie in an object of the engine
         tensors = [[id(one._packed_params._packed_params)] for one in everyone]
     assert len({pointer for pointers in tensors for pointer in pointers}) == sum(map(len, tensors)) > 0
+
+
+def test_random_layers_hold_the_numbers_that_stored_runs_were_measured_on() -> None:
+    """Times and bytes do not depend on them, but what a stored run can be repeated with does."""
+
+    def drawn(fields: dict[str, Any]) -> Any:
+        kind = registry.get(fields["kind"])
+        return kind.random(kind.spec.model_validate(fields), 7, 3, bias=True, seed=5)
+
+    plain = drawn({"kind": "linear"})
+    assert plain.weight.flatten()[:2].tolist() == [0.43240121006965637, -0.48953571915626526]
+    assert plain.bias.tolist() == [-0.3123050034046173, -0.6013449430465698, 0.373199462890625]
+    binary = drawn({"kind": "binary"})
+    assert binary.packed_weight.scales.flatten().tolist() == [
+        0.5027879476547241,
+        0.23664768040180206,
+        0.5319735407829285,
+    ]
+    assert binary.bias.tolist() == [0.6398540735244751, 0.8402068614959717, -0.766709566116333]
+    assert binary.dequantize()[0].sign().tolist() == [-1, 1, -1, -1, 1, -1, 1]
+    ternary = drawn({"kind": "ternary", "scale": "tensor"})
+    assert ternary.packed_weight.scales.flatten().tolist() == [0.5027879476547241]
+    assert ternary.dequantize()[0].sign().tolist() == [1, 0, 0, 1, -1, 0, 0]

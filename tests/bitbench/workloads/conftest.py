@@ -1,9 +1,9 @@
-"""What the tests of the workloads on language models share."""
+"""What the tests of the workloads share."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 
 from bitbench.data import architectures, models
 from bitbench.data.architectures import Architecture
-from bitbench.layers import registry
 from bitbench.layers.base import LayerSpec
 from bitbench.workloads import decode, language_model
 from bitbench.workloads.base import Context, Session
 from bitbench.workloads.registry import get
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the module beside this file
 
 SMALL = Architecture(
     "BitNet, small enough for a test",
@@ -28,14 +29,6 @@ SMALL = Architecture(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Specs:
-    """Layer descriptions by their fields: ``specs(kind="linear")``."""
-
-    def __call__(self, **fields: Any) -> LayerSpec:
-        return registry.get(fields["kind"]).spec.model_validate(fields)
-
-
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Layers as small as these gain nothing from threads, and lose much where other tests run too."""
@@ -43,11 +36,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def specs() -> Specs:
-    return Specs()
 
 
 @pytest.fixture

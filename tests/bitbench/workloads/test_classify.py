@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from layer_specs import layer
 
 from bitbench.errors import UserError
-from bitbench.layers import registry
-from bitbench.layers.base import LayerSpec
 from bitbench.store.metrics import METRICS
 from bitbench.workloads.base import Context, Outcome, PointPlan, Unsupported
 from bitbench.workloads.classify import ClassifySession, ClassifySpec, ClassifyWorkload
@@ -28,19 +26,6 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "latent_free", "activation_bits": 8},
     {"kind": "latent_free", "activation_bits": None, "storage": "byte"},
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from a second thread, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def layer(**fields: Any) -> LayerSpec:
-    return registry.get(fields["kind"]).spec.model_validate(fields)
 
 
 def session(tmp_path: Path, **changes: Any) -> ClassifySession:

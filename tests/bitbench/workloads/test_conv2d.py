@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_specs import layer
 from torch import nn
 
 from bitbench.layers import registry
@@ -37,7 +38,7 @@ SMALL = {"shape": [10, 6], "kernel": 3, "stride": 2, "size": 9, "batch": 4, "mem
 
 
 def spec_of(name: str) -> LayerSpec:
-    return registry.get(LAYERS[name]["kind"]).spec.model_validate(LAYERS[name])
+    return layer(**LAYERS[name])
 
 
 def session(params: dict[str, Any], *, bias: bool = False, seed: int = 1) -> Conv2dSession:

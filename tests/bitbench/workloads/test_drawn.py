@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from layer_specs import layer
 from torch import nn
 
 from bitbench.data.models import load_causal_lm, parameter_counts
@@ -38,11 +39,9 @@ def named(fields: Any) -> str:
 
 @pytest.mark.parametrize("head", ["float", "same"])
 @pytest.mark.parametrize("fields", KINDS, ids=named)
-def test_every_kind_decodes(
-    specs: Any, open_points: Callable[..., Any], small: str, fields: Any, head: Any
-) -> None:
+def test_every_kind_decodes(open_points: Callable[..., Any], small: str, fields: Any, head: Any) -> None:
     entry = DecodeSpec(kind="decode", model=small, head=head, prompt_tokens=4, tokens=3, prefill=[9])
-    spec = specs(**fields)
+    spec = layer(**fields)
     for session in open_points(entry, {"linear": spec}):
         subject = session.build("linear", spec)
         check = subject.check()
@@ -61,10 +60,10 @@ def test_every_kind_decodes(
 
 
 def test_layers_of_a_shape_are_alike_in_memory_of_their_own(
-    specs: Any, open_points: Callable[..., Any], small: str
+    open_points: Callable[..., Any], small: str
 ) -> None:
     [session] = open_points(DecodeSpec(kind="decode", model=small, prompt_tokens=4, tokens=3))
-    layers = session.build("x", specs(kind="ternary")).converted.layers
+    layers = session.build("x", layer(kind="ternary")).converted.layers
     assert set(layers) == {f"blocks.{i}.{part}" for i in range(4) for part in PROJECTIONS}
     alike = [layer for name, layer in layers.items() if name.endswith(("gate", "up"))]
     assert len({layer.codes.data_ptr() for layer in alike}) == 8
@@ -72,25 +71,25 @@ def test_layers_of_a_shape_are_alike_in_memory_of_their_own(
     assert all(torch.equal(layer.scales, alike[0].scales) for layer in alike)
 
 
-def test_the_float_blocks_are_never_there(specs: Any, open_points: Callable[..., Any], small: str) -> None:
+def test_the_float_blocks_are_never_there(open_points: Callable[..., Any], small: str) -> None:
     [session] = open_points(DecodeSpec(kind="decode", model=small, prompt_tokens=4, tokens=3))
     model = session.lm.model
     meta = {name for name, parameter in model.named_parameters() if parameter.is_meta}
     assert meta == {f"blocks.{i}.{part}.weight" for i in range(4) for part in PROJECTIONS}
-    session.build("x", specs(kind="ternary"))
+    session.build("x", layer(kind="ternary"))
     assert {name for name, parameter in model.named_parameters() if parameter.is_meta} == meta
     assert model.head.weight is model.embedding.weight
     numbers = parameter_counts(small)[0]
     assert session.float_bytes == 4 * numbers + 8 * 64 * 8  # parameters and the rotary table
 
 
-def test_each_launch_draws_its_own(specs: Any, tmp_path: Any, small: str) -> None:
+def test_each_launch_draws_its_own(tmp_path: Any, small: str) -> None:
     from bitbench.workloads.base import Context
     from bitbench.workloads.language_model import build_model
 
     lm = load_causal_lm(small)
     codes = [
-        build_model(lm, specs(kind="ternary"), Context("cpu", 1, seed, tmp_path, {}, "linear"))
+        build_model(lm, layer(kind="ternary"), Context("cpu", 1, seed, tmp_path, {}, "linear"))
         .model.blocks[0]
         .attention.query.codes
         for seed in (1, 1, 2)
@@ -100,9 +99,9 @@ def test_each_launch_draws_its_own(specs: Any, tmp_path: Any, small: str) -> Non
     assert not (tmp_path / "conversions").exists()
 
 
-def test_a_bfloat16_layer_casts(specs: Any, open_points: Callable[..., Any], small: str) -> None:
+def test_a_bfloat16_layer_casts(open_points: Callable[..., Any], small: str) -> None:
     [session] = open_points(DecodeSpec(kind="decode", model=small, prompt_tokens=4, tokens=3))
-    model = session.build("x", specs(kind="linear", dtype="bfloat16")).model
+    model = session.build("x", layer(kind="linear", dtype="bfloat16")).model
     assert isinstance(model.blocks[3].feed_forward.down, CastLinear)
     assert type(model.head) is nn.Linear
 
@@ -166,7 +165,7 @@ def test_nothing_is_fetched_and_the_estimate_is_of_the_layer() -> None:
 
 
 def test_a_kind_that_cannot_run_here_says_so(
-    specs: Any, small: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    small: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bitbench.workloads.base import Context
     from bitbench.workloads.language_model import build_model
@@ -174,5 +173,5 @@ def test_a_kind_that_cannot_run_here_says_so(
     monkeypatch.setattr(type(registry.get("ternary")), "unsupported", lambda *_: "not today")
     with pytest.raises(Unsupported, match="not today"):
         build_model(
-            load_causal_lm(small), specs(kind="ternary"), Context("cpu", 1, 0, tmp_path, {}, "linear")
+            load_causal_lm(small), layer(kind="ternary"), Context("cpu", 1, 0, tmp_path, {}, "linear")
         )

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from layer_specs import layer
 from torch import nn
 
 from bitbench.data.models import load_causal_lm
 from bitbench.layers.cast import CastEmbedding, CastLinear
+from bitbench.store.schema import all_params
 from bitbench.suite.expand import expand
 from bitbench.suite.schema import Suite
 from bitbench.workloads.base import Context
@@ -46,8 +48,8 @@ def context(folder: Path) -> Context:
 
 
 @pytest.mark.parametrize("fields", LOW_BIT, ids=lambda fields: str(fields["kind"]))
-def test_the_head_is_one_of_the_layers(specs: Any, open_points: Callable[..., Any], fields: Any) -> None:
-    spec = specs(**fields)
+def test_the_head_is_one_of_the_layers(open_points: Callable[..., Any], fields: Any) -> None:
+    spec = layer(**fields)
     for _ in range(2):  # converted, then read from the cache
         [session] = open_points(decode("same"), {"x": spec})
         subject = session.build("x", spec)
@@ -61,17 +63,17 @@ def test_the_head_is_one_of_the_layers(specs: Any, open_points: Callable[..., An
         assert len(subject.converted.layers) == 22
 
 
-def test_left_float_the_head_is_the_embedding(specs: Any, open_points: Callable[..., Any]) -> None:
+def test_left_float_the_head_is_the_embedding(open_points: Callable[..., Any]) -> None:
     [session] = open_points(decode("float"))
-    subject = session.build("x", specs(**TERNARY))
+    subject = session.build("x", layer(**TERNARY))
     assert subject.model.head.weight is session.lm.model.embedding.weight
     assert "head" not in subject.converted.layers
 
 
-def test_a_wrong_head_fails_the_check(specs: Any, open_points: Callable[..., Any]) -> None:
+def test_a_wrong_head_fails_the_check(open_points: Callable[..., Any]) -> None:
     """Nothing but the head is wrong, and only in one row."""
     [session] = open_points(decode("same"))
-    subject = session.build("x", specs(**TERNARY))
+    subject = session.build("x", layer(**TERNARY))
     assert subject.check().passed
     head, plain = subject.model.head, subject.model.head.forward
 
@@ -88,12 +90,12 @@ def test_a_wrong_head_fails_the_check(specs: Any, open_points: Callable[..., Any
     assert check.max_error == math.inf
 
 
-def test_bytes_of_the_whole_model(specs: Any, open_points: Callable[..., Any]) -> None:
+def test_bytes_of_the_whole_model(open_points: Callable[..., Any]) -> None:
     """A packed head comes on top of the float embedding that it was tied to."""
     size = {}
     for head in ("float", "same"):
         [session] = open_points(decode(head))
-        subject = session.build("x", specs(**TERNARY))
+        subject = session.build("x", layer(**TERNARY))
         subject.timed(0.1)
         size[head] = subject.metrics()["memory.model_bytes"]
     packing = 8 * subject.model.head.packing.numel()
@@ -101,9 +103,9 @@ def test_bytes_of_the_whole_model(specs: Any, open_points: Callable[..., Any]) -
     assert size["same"] - size["float"] == codes + scales + packing
 
 
-def test_the_float32_head_stays_tied(specs: Any, open_points: Callable[..., Any]) -> None:
-    [session] = open_points(decode("same"), {"linear": specs(kind="linear")})
-    subject = session.build("linear", specs(kind="linear"))
+def test_the_float32_head_stays_tied(open_points: Callable[..., Any]) -> None:
+    [session] = open_points(decode("same"), {"linear": layer(kind="linear")})
+    subject = session.build("linear", layer(kind="linear"))
     assert subject.model.head.weight is subject.model.embedding.weight
     assert "head" in subject.converted.layers
     subject.timed(0.1)
@@ -112,12 +114,10 @@ def test_the_float32_head_stays_tied(specs: Any, open_points: Callable[..., Any]
     assert metrics["memory.model_bytes"] == float_bytes(session.lm.model)
 
 
-def test_a_head_of_another_float_type_takes_the_embedding_with_it(
-    specs: Any, open_points: Callable[..., Any]
-) -> None:
+def test_a_head_of_another_float_type_takes_the_embedding_with_it(open_points: Callable[..., Any]) -> None:
     """Else a bf16 model would count one matrix twice, once of them in float32."""
     [session] = open_points(decode("same"))
-    subject = session.build("x", specs(**BF16))
+    subject = session.build("x", layer(**BF16))
     model = subject.model
     assert isinstance(model.head, CastLinear)
     assert isinstance(model.embedding, CastEmbedding)
@@ -135,28 +135,28 @@ def test_a_head_of_another_float_type_takes_the_embedding_with_it(
     assert type(session.lm.model.head) is nn.Linear
 
 
-def test_an_untied_embedding_stays_float(specs: Any, tmp_path: Path) -> None:
+def test_an_untied_embedding_stays_float(tmp_path: Path) -> None:
     from dataclasses import replace
 
     lm = load_causal_lm(TINY)
     untied = Llama(replace(lm.model.config, tie_embeddings=False)).requires_grad_(False)
     untied.load_state_dict(lm.model.state_dict())
-    made = build_model(replace(lm, model=untied), specs(**BF16), context(tmp_path), head="same")
+    made = build_model(replace(lm, model=untied), layer(**BF16), context(tmp_path), head="same")
     assert isinstance(made.model.head, CastLinear)
     assert type(made.model.embedding) is nn.Embedding
 
 
-def test_quality_pays_for_the_head(specs: Any, open_points: Callable[..., Any]) -> None:
+def test_quality_pays_for_the_head(open_points: Callable[..., Any]) -> None:
     losses = {}
     for head in ("float", "same"):
         [session] = open_points(score(head))
-        losses[head] = session.measure("x", specs(**TERNARY), 0).metrics["quality.perplexity"]
-        assert session.measure("linear", specs(kind="linear"), 0).metrics["quality.perplexity"] > 1
+        losses[head] = session.measure("x", layer(**TERNARY), 0).metrics["quality.perplexity"]
+        assert session.measure("linear", layer(kind="linear"), 0).metrics["quality.perplexity"] > 1
     assert losses["same"] != losses["float"]
 
 
-def test_blocks_are_converted_once_for_both_heads(specs: Any, tmp_path: Path) -> None:
-    lm, spec = load_causal_lm(TINY), specs(**TERNARY)
+def test_blocks_are_converted_once_for_both_heads(tmp_path: Path) -> None:
+    lm, spec = load_causal_lm(TINY), layer(**TERNARY)
     folder = tmp_path / "conversions"
     build_model(lm, spec, context(tmp_path))
     [blocks] = folder.glob("*.safetensors")
@@ -181,7 +181,8 @@ def test_both_heads_are_points_of_their_own() -> None:
         }
     )
     points = expand(suite).points
-    assert [p.params["head"] for p in points] == ["float", "same", "same"]
+    assert [p.params.get("head") for p in points] == [None, "same", "same"]
+    assert [all_params(p.workload, p.params)["head"] for p in points] == ["float", "same", "same"]
     assert len({p.id for p in points}) == 3
     assert points[1].label == "decode/model=tiny-random/head=same/tokens=32"
 
@@ -199,7 +200,7 @@ def test_other_heads_are_refused(head: Any) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_made(
-    specs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bitbench.execute.outcome import of_exception
     from bitbench.store.schema import Status
@@ -208,14 +209,14 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_made(
     lm = load_causal_lm(TINY)
     needed = 4 * (129_024 + 160 * 64)  # fp32 blocks, and the largest layer while it is made
     monkeypatch.setattr(language_model, "memory_available", lambda: needed)
-    build_model(lm, specs(kind="linear"), context(tmp_path))
+    build_model(lm, layer(kind="linear"), context(tmp_path))
     monkeypatch.setattr(language_model, "memory_available", lambda: needed - 1)
     with pytest.raises(MemoryError, match=r"take 0.00 GiB .* name fewer `layers`") as caught:
-        build_model(lm, specs(kind="linear"), context(tmp_path))
+        build_model(lm, layer(kind="linear"), context(tmp_path))
     assert of_exception(caught.value)[0] is Status.OOM
-    build_model(lm, specs(**TERNARY), context(tmp_path))  # a twentieth fits
+    build_model(lm, layer(**TERNARY), context(tmp_path))  # a twentieth fits
 
     freed: list[int] = []
     monkeypatch.setattr(language_model, "trim", lambda: freed.append(1))
     monkeypatch.setattr(language_model, "memory_available", lambda: needed if freed else 0)
-    build_model(lm, specs(kind="linear"), context(tmp_path))
+    build_model(lm, layer(kind="linear"), context(tmp_path))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from layer_specs import layer
 from torch import nn
 
 from bitbench.data.models import load_causal_lm
@@ -102,10 +103,6 @@ def sign(monkeypatch: pytest.MonkeyPatch) -> Sign:
     return kind
 
 
-def layer(**fields: Any) -> LayerSpec:
-    return registry.get(fields["kind"]).spec.model_validate(fields)
-
-
 def context(tmp_path: Path, layers: dict[str, LayerSpec], baseline: str = "linear") -> Context:
     return Context("cpu", 1, 0, tmp_path, layers, baseline)
 
@@ -124,9 +121,7 @@ class TestPerplexity:
     def test_points_are_documents_measured_once(self) -> None:
         kind = PerplexityWorkload()
         assert kind.points(self.spec) == [
-            PointPlan(
-                {"model": TINY, "head": "float", "text": "synthetic", "tokens": 120}, "once", "documents"
-            )
+            PointPlan({"model": TINY, "text": "synthetic", "tokens": 120}, "once", "documents")
         ]
         assert kind.quick(self.spec).windows == 1
         assert kind.data(self.spec) == []
@@ -200,9 +195,7 @@ class TestDecode:
 
     def test_points_are_timed(self) -> None:
         kind = DecodeWorkload()
-        assert kind.points(self.spec) == [
-            PointPlan({"model": TINY, "head": "float", "tokens": 5}, "timed", "launches")
-        ]
+        assert kind.points(self.spec) == [PointPlan({"model": TINY, "tokens": 5}, "timed", "launches")]
         assert kind.quick(DecodeSpec(kind="decode", model=TINY)).tokens == 8
         assert kind.quick(self.spec).tokens == 5
         assert kind.data(DecodeSpec(kind="decode", model="smollm2-135m")) == ["smollm2-135m"]

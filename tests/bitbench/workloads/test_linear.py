@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from layer_specs import layer
 from torch import nn
 
 from bitbench.layers import registry
@@ -42,7 +43,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 
 def spec_of(name: str) -> LayerSpec:
-    return registry.get(LAYERS[name]["kind"]).spec.model_validate(LAYERS[name])
+    return layer(**LAYERS[name])
 
 
 def session(params: dict[str, Any], *, bias: bool = False, seed: int = 1) -> LinearSession:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from layer_specs import layer
 
 from bitbench.data.models import load_causal_lm
 from bitbench.errors import UserError
@@ -31,15 +32,16 @@ def test_each_length_is_a_timed_point_beside_decoding() -> None:
         PointPlan({**model, "measure": "prefill", "prompt": 20}, "timed", "launches"),
         PointPlan({**model, "measure": "prefill", "prompt": 64}, "timed", "launches"),
     ]
-    assert len(kind.points(entry(prefill=[]))) == 1
+    [plain] = kind.points(entry(prefill=[]))
+    assert plain.params == {"model": TINY, "tokens": 5}, "a float head goes without saying"
     assert kind.quick(entry(prefill=[128, 512])).prefill == [64]
     assert kind.quick(entry(prefill=[32, 512])).prefill == [32]
 
 
-def test_a_call_reads_the_whole_prompt_anew(specs: Any, open_points: Callable[..., Any]) -> None:
+def test_a_call_reads_the_whole_prompt_anew(open_points: Callable[..., Any]) -> None:
     decoding, reading = open_points(entry())
-    assert isinstance(decoding.build("x", specs(kind="linear")), DecodeSubject)
-    subject = reading.build("x", specs(kind="linear"))
+    assert isinstance(decoding.build("x", layer(kind="linear")), DecodeSubject)
+    subject = reading.build("x", layer(kind="linear"))
     assert isinstance(subject, PrefillSubject)
     assert reading.prompt.shape == (1, 20)
     first, second = subject.call(), subject.call()
@@ -53,11 +55,11 @@ def test_a_call_reads_the_whole_prompt_anew(specs: Any, open_points: Callable[..
 
 
 @pytest.mark.parametrize("head", ["float", "same"])
-def test_the_check_is_of_many_tokens(specs: Any, open_points: Callable[..., Any], head: str) -> None:
+def test_the_check_is_of_many_tokens(open_points: Callable[..., Any], head: str) -> None:
     """16 of the 20 tokens or a few more, in three blocks; the head sees the last position only."""
     reading = open_points(entry(head=head))[1]
     for fields in ({"kind": "ternary"}, {"kind": "torch_int8"}):
-        subject = reading.build("x", specs(**fields))
+        subject = reading.build("x", layer(**fields))
         check = subject.check()
         assert check.passed, check
         outputs = 3 * (64 + 32 + 32 + 64 + 160 + 160 + 64)

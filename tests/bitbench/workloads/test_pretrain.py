@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from layer_specs import layer
 
 from bitbench.errors import UserError
-from bitbench.layers import registry
-from bitbench.layers.base import LayerSpec
 from bitbench.store.metrics import METRICS
 from bitbench.workloads.base import Context, Outcome, PointPlan, Unsupported
 from bitbench.workloads.pretrain import (
@@ -27,10 +26,6 @@ from bitbench.workloads.pretrain import (
 SPEC = PretrainSpec(
     kind="pretrain", model="gpt-pico", text="synthetic", steps=30, batch=8, context=32, lr=5e-3
 )
-
-
-def layer(**fields: Any) -> LayerSpec:
-    return registry.get(fields["kind"]).spec.model_validate(fields)
 
 
 def session(tmp_path: Path, **changes: Any) -> PretrainSession:
