@@ -1,15 +1,17 @@
-"""A plug-in with misbehaving layers, a sink that remembers, and suites made of them."""
+"""Plug-ins with layers that misbehave or differ by side, a sink that remembers, and suites made of them."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bitbench.execute.paired import execute_paired
 from bitbench.execute.runner import Limits, Machine, execute
 from bitbench.layers.registry import REGISTRY as LAYERS
 from bitbench.store.reader import RunData
@@ -18,41 +20,86 @@ from bitbench.suite.expand import Plan, expand
 from bitbench.suite.schema import Suite
 from bitbench.workloads.registry import REGISTRY as WORKLOADS
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import sided
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-ENTRY_POINTS = """
-[bitbench.layers]
-fake = fake_kinds:FakeLayer
 
-[bitbench.workloads]
-fake = fake_kinds:FakeWorkload
-"""
+
+@contextmanager
+def installed(name: str, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Installs ``<name>_kinds`` of the folder ``plugin`` for this process and its workers."""
+    folder = tmp_path / "site"
+    info = folder / f"{name}_kinds-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-kinds\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(
+        f"[bitbench.layers]\n{name} = {name}_kinds:{name.title()}Layer\n\n"
+        f"[bitbench.workloads]\n{name} = {name}_kinds:{name.title()}Workload\n"
+    )
+    paths = [str(folder), str(plugin)]
+    for path in paths:
+        monkeypatch.syspath_prepend(path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*paths, str(ROOT)]))
+    _forget(name)
+    yield
+    sys.modules.pop(f"{name}_kinds", None)
+    _forget(name)
+
+
+def _forget(name: str) -> None:
+    for registry in (LAYERS, WORKLOADS):
+        registry.__dict__.pop("_peers", None)
+        registry._loaded.pop(name, None)
 
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Installs the plug-in for this process and its workers; yields the log of what it did."""
-    installed = tmp_path / "site"
-    info = installed / "fake_kinds-0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-kinds\nVersion: 0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    paths = [str(installed), str(HERE / "plugin")]
-    for path in paths:
-        monkeypatch.syspath_prepend(path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*paths, str(ROOT)]))
+    """Installs layers that misbehave; yields the log of what they did."""
     log = tmp_path / "fake.log"
     monkeypatch.setenv("FAKE_LOG", str(log))
-    _forget()
-    yield log
-    sys.modules.pop("fake_kinds", None)
-    _forget()
+    with installed("fake", HERE / "plugin", tmp_path, monkeypatch):
+        yield log
 
 
-def _forget() -> None:
-    for registry in (LAYERS, WORKLOADS):
-        registry.__dict__.pop("_peers", None)
-        registry._loaded.pop("fake", None)
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Installs layers that differ by side; yields the log of what the sides did."""
+    monkeypatch.setenv("BITBENCH_LOCK_DIR", str(tmp_path / "locks"))
+    found = tmp_path / "sided.log"
+    found.touch()
+    monkeypatch.setenv("SIDED_LOG", str(found))
+    with installed("sided", HERE / "paired_plugin", tmp_path, monkeypatch):
+        yield found
+
+
+@pytest.fixture
+def compare(log: Path, tmp_path: Path) -> Callable[..., RunData]:
+    """Measures a plan of sided layers; ``base`` and ``head`` say what goes wrong on a side."""
+
+    def run(
+        plan: Plan,
+        base: dict[tuple[str, str], str] | None = None,
+        head: dict[tuple[str, str], str] | None = None,
+        sink: sided.Notes | None = None,
+        **options: Any,
+    ) -> RunData:
+        run_dir = tmp_path / "run"
+        run_dir.mkdir(exist_ok=True)
+        return execute_paired(
+            plan,
+            run_dir,
+            (sided.side_code(tmp_path, "base", base or {}), sided.side_code(tmp_path, "head", head or {})),
+            sink=sink or sided.Notes(),
+            machine=Machine("cpu", 1),
+            purpose="compare",
+            suite_path="suite.yaml",
+            **{"limits": Limits(start=120, least=60), **options},
+        )
+
+    return run
 
 
 class RecordingSink:
