@@ -29,8 +29,8 @@ int64_t now() { return nanoseconds(CLOCK_MONOTONIC); }
 
 Account account;
 
-// What is left of one thread's part of the ranges, and how long the thread was on a core for any
-// part; a cache line of its own.
+// What is left of one thread's part of the ranges, and how long a watched thread was on a core
+// for any part; a cache line of its own.
 struct alignas(64) Share {
   std::atomic<int64_t> next;
   int64_t end;
@@ -41,12 +41,13 @@ struct alignas(64) Share {
 struct Region {
   Share shares[kMaxThreads];
   int threads;
+  bool watched;
   RangeBody body;
   void* context;
 
   // Does the thread's own share, then what others have not begun.
   void work_as(int thread) {
-    const int64_t begun = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+    const int64_t begun = watched ? nanoseconds(CLOCK_THREAD_CPUTIME_ID) : 0;
     for (int i = 0; i < threads; ++i) {
       Share& share = shares[(thread + i) % threads];
       for (;;) {
@@ -56,7 +57,7 @@ struct Region {
         body(context, thread, begin, end);
       }
     }
-    shares[thread].worked = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - begun;
+    if (watched) shares[thread].worked = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - begun;
   }
 };
 
@@ -80,6 +81,7 @@ void parallel_ranges(int64_t count, int64_t grain, double work, int threads, Ran
 
   Region region;
   region.threads = threads;
+  region.watched = account.watches();
   region.body = body;
   region.context = context;
   for (int64_t i = 0; i < threads; ++i) {
@@ -97,9 +99,13 @@ void parallel_ranges(int64_t count, int64_t grain, double work, int threads, Ran
     const int thread = omp_get_thread_num();
     if (thread < threads) region.work_as(thread);
   }
+  const int64_t ended = now();
+  if (!region.watched) {
+    account.enter(ended - begun);
+    return;
+  }
   int64_t alone = 0;
   for (int i = 0; i < threads; ++i) alone += region.shares[i].worked;
-  const int64_t ended = now();
   account.enter(ended, ended - begun, alone);
 }
 

@@ -27,7 +27,7 @@ from impl.checks import ACTIVATION_DTYPES, check_choice, check_group_size
 from impl.layers.forms import TwoForms
 from impl.packing import PackedWeight, check_scales
 from impl.packing import pack as pack_codes
-from impl.quantizers import STE, Quantized, straight_through
+from impl.quantizers import ACTIVATION_BITS, STE, Quantized, straight_through
 
 SCALES = ("row", "tensor")
 SCALE_DTYPES = (torch.float32, torch.float16)
@@ -37,7 +37,8 @@ class QuantizedLayer(TwoForms, ABC):
     """Base of the layers with 1 to k-component low-bit weights.
 
     A weight is quantised and packed as the matrix [out_features, in_features]: one row an output.
-    Attributes: ``components``, ``format``, ``activation_bits`` (None: float activations), ``scale``
+    Attributes: ``components``, ``format``, ``activation_bits`` (None: float activations, 1: signs,
+    2: ternary values, 8, 16), ``scale``
     ("row", "tensor" or None: as the rule says), ``group_size`` (columns that share a scale, or None),
     ``scale_dtype``, ``ste``.
 
@@ -46,7 +47,7 @@ class QuantizedLayer(TwoForms, ABC):
     """
 
     formats: ClassVar[tuple[str, ...]]
-    activations: ClassVar[tuple[int | None, ...]]
+    activations: ClassVar[tuple[int | None, ...]] = (None, *ACTIVATION_BITS)
     operation: ClassVar[str]
     """What the layer does with its weight, as in operator names: "linear" or "conv"."""
 

@@ -7,20 +7,22 @@ from torch import Tensor
 
 from impl.checks import check_activations
 
-ACTIVATION_BITS = (1, 8, 16)
+ACTIVATION_BITS = (1, 2, 8, 16)
 """Widths that activations can be quantised to. None, elsewhere, stands for float activations."""
 
 _LEVELS = {8: 127, 16: 32512}  # 32512 = 127 * 256: two int8 digits, the high one within -127 .. 127
 _FLOOR = 1e-5
 
-SIGN_WINDOW = 2.0
-"""1-bit activations pass their gradient where |x| is at most so many times the row's mean|x|."""
+_THRESHOLD = 0.75
+
+WINDOWS = {1: 2.0, 2: 1.5}
+"""Widths that pass their gradient only where |x| is at most so many times the row's scale."""
 
 
 def check_activation_bits(bits: int) -> int:
     """Return ``bits`` if activations can be quantised to that width."""
     if isinstance(bits, bool) or bits not in ACTIVATION_BITS:
-        raise ValueError(f"activation bits must be one of 1, 8 and 16, got {bits!r}: use None for float")
+        raise ValueError(f"activation bits must be one of 1, 2, 8 and 16, got {bits!r}: use None for float")
     return bits
 
 
@@ -29,7 +31,10 @@ def quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) 
 
     8 and 16 bits: with amax = max(max|x|, 1e-5) and L = 127 or 32512, in float32,
     q = clamp(round_half_even(x * (L / amax)), -L, L) and scale = amax / L. 1 bit: q = +1 where
-    x >= 0 (so also at -0.0), else -1, and scale = mean|x|, summed in float64.
+    x >= 0 (so also at -0.0), else -1, and scale = mean|x|, summed in float64. 2 bits, the ternary values
+    of Li and Liu (Ternary weight networks, 2016): with delta = 0.75 mean|x|, formed in float64 and
+    rounded to float32, q = +1 where x > delta, -1 where x < -delta, else 0; scale = mean|x| over the
+    values whose q is not 0, summed in float64; 0 where there are none.
 
     ``dim``: the dimensions along which values share a scale, by default a row's.
 
@@ -43,6 +48,9 @@ def quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) 
     if bits == 1:
         scale = values.abs().mean(dim=dim, keepdim=True, dtype=torch.float64).to(torch.float32)
         return torch.where(values >= 0, 1, -1).to(torch.int8), torch.where(finite, scale, torch.nan)
+    if bits == 2:
+        q, scale = _ternary(values, finite, dim)
+        return q, torch.where(finite, scale, torch.nan)
     limit = _LEVELS[bits]
     amax = values.abs().amax(dim=dim, keepdim=True).clamp_min(_FLOOR)
     # A tensor over a tensor: number / tensor would be a reciprocal and a product, rounded twice.
@@ -52,12 +60,23 @@ def quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) 
     return q.to(torch.int8 if bits == 8 else torch.int16), torch.where(finite, amax / levels, torch.nan)
 
 
+def _ternary(values: Tensor, finite: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Ternary values (int8) and their scale; codes 0 where ``finite`` is False."""
+    magnitudes = values.abs()
+    mean = magnitudes.mean(dim=dim, keepdim=True, dtype=torch.float64)
+    kept = (magnitudes > (_THRESHOLD * mean).to(torch.float32)) & finite
+    count = kept.sum(dim=dim, keepdim=True)
+    total = torch.where(kept, magnitudes, 0.0).sum(dim=dim, keepdim=True, dtype=torch.float64)
+    return (values.sign() * kept).nan_to_num().to(torch.int8), (total / count.clamp_min(1)).to(torch.float32)
+
+
 def fake_quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) -> Tensor:
     """``x`` rounded to the values that ``bits`` can hold, in its own dtype, differentiable.
 
     The gradient passes unchanged for 8 and 16 bits. For 1 bit it passes where |x| <= 2 mean|x|: the
     window of bitorch_engine's initial scale, which unlike a fixed window (|x| <= 1) does not depend
-    on the unit of x. ``dim`` as in :func:`quantize_activations`.
+    on the unit of x. For 2 bits it passes where |x| <= 1.5 scale: what a uniform quantiser of three
+    levels with that step rounds without clipping. ``dim`` as in :func:`quantize_activations`.
     """
     q, scale = quantize_activations(x, bits, dim)
     return (q * scale).to(x.dtype) + carrier(x, scale, bits)
@@ -66,4 +85,9 @@ def fake_quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] =
 def carrier(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Zeros that carry the gradient of quantised activations to ``x``."""
     zeros = x - x.detach()
-    return zeros * (x.detach().abs() <= SIGN_WINDOW * scale) if bits == 1 else zeros
+    return zeros * passes_gradient(x.detach(), scale, bits) if bits in WINDOWS else zeros
+
+
+def passes_gradient(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Where activations quantised to a width of ``WINDOWS``, with ``scale``, pass their gradient: bool."""
+    return x.abs() <= WINDOWS[bits] * scale

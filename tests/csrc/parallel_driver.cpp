@@ -78,6 +78,17 @@ void check_nested() {
 constexpr int64_t kMs = 1'000'000;
 
 void check_account() {
+  bitimpl::Account quiet;
+  quiet.enter(kMs - 1);
+  expect(!quiet.watches(), "a region shorter than a stall is watched");
+  quiet.enter(kMs);
+  expect(quiet.watches() && quiet.regions_pay(0), "a region as long as a stall is not watched, or counts");
+  for (int i = 0; i < 64; ++i) {
+    expect(quiet.watches(), "fewer than 64 regions are watched");
+    quiet.enter(i * kMs, kMs / 4, kMs / 2);
+  }
+  expect(!quiet.watches(), "more than 64 regions are watched");
+
   bitimpl::Account fresh;
   expect(fresh.regions_pay(0), "a fresh account does not try a region");
   fresh.enter(10 * kMs, 2 * kMs, 1 * kMs);
