@@ -35,6 +35,7 @@ from impl.functional import (
     ternary_quantize,
     weight_to_ternary,
 )
+from impl.fusion import fuse_batch_norm, fuse_batch_norms
 from impl.geometry import ConvGeometry
 from impl.layers import (
     BinaryConv,
@@ -130,6 +131,8 @@ __all__ = [
     "convert_linear_to_bitlinear",
     "dequantize_scale",
     "estimate_memory_savings",
+    "fuse_batch_norm",
+    "fuse_batch_norms",
     "greedy_ternary_decomposition",
     "multi_ternary_linear_python",
     "optim",

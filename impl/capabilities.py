@@ -9,13 +9,8 @@ import torch
 
 from impl import native
 
-#: Activations each operator takes, as they stand in kernel names.
-_ACTIVATIONS = {
-    "binary_linear": ("float", "sign", "int8", "int16"),
-    "ternary_linear": ("float", "int8", "int16"),
-    "binary_conv": ("float", "sign", "int8", "int16"),
-    "ternary_conv": ("float", "int8", "int16"),
-}
+#: Activations that operators take, each of them all, as they stand in kernel names.
+_ACTIVATIONS = ("float", "sign", "ternary", "int8", "int16")
 _FORMATS = {
     "binary_linear": ("binary",),
     "ternary_linear": ("two_bit", "base3"),
@@ -31,7 +26,7 @@ class Kernel:
     operator: str
     format: str
     activation: str
-    """``float``, ``sign``, ``int8`` or ``int16``."""
+    """``float``, ``sign``, ``ternary``, ``int8`` or ``int16``."""
     device: str
     isa: str
     """Instruction set of a native kernel, or ``torch`` for the reference."""
@@ -85,9 +80,9 @@ def capabilities() -> Capabilities:
         backend=native.current_backend(),
         kernels=tuple(
             Kernel(operator, format, activation, device, isa)
-            for operator, activations in _ACTIVATIONS.items()
-            for format in _FORMATS[operator]
-            for activation in activations
+            for operator, formats in _FORMATS.items()
+            for format in formats
+            for activation in _ACTIVATIONS
             for device, isa in served
         ),
     )

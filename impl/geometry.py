@@ -33,8 +33,8 @@ class ConvGeometry:
     dilation: tuple[int, ...]
     groups: int = 1
     padding_value: float = 0.0
-    """What added positions hold: -1, 0 or +1. With sign activations it is a sign (0: such positions
-    count for nothing); else a value of the input, quantised with the rest of its sample."""
+    """What added positions hold: -1, 0 or +1. With signs and ternary values they hold just that (0: such
+    positions count for nothing); else a value of the input, quantised with the rest of its sample."""
 
     def __post_init__(self) -> None:
         for name in ("kernel", "stride", "padding", "dilation"):

@@ -84,8 +84,10 @@ class Quantized(LayerKind):
             dtype=spec.scale_dtype,
         )
         codes = codes_bytes(self.format(spec), k, out_features, in_features)
-        compute = {1: "bit", None: "fp32"}.get(spec.activation_bits, "int8")
-        passes = 2 if spec.activation_bits == 16 else 1
+        compute = {1: "bit", 2: "bit", None: "fp32"}.get(spec.activation_bits, "int8")
+        # Two int8 planes; where both sides are ternary, two counts of bits.
+        both_ternary = spec.activation_bits == 2 and self.format(spec) != "binary"
+        passes = 2 if spec.activation_bits == 16 or both_ternary else 1
         return LayerCost(codes, scales, k * FORMAT_BITS[self.format(spec)], k * passes * weights, compute)
 
     def numerics(self, spec: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ FloatType = Literal["float32", "bfloat16", "float16"]
 Rule = Literal["optimal", "absmean", "absmax", "twn"]
 Isa = Literal["avx512", "avx2", "neon_i8mm", "neon", "portable"]
 """Instruction sets that native kernels are compiled for (csrc/cpu/isa.cpp)."""
+ActivationBits = Literal[1, 2, 8, 16] | None
+"""1: signs. 2: -1, 0 and +1. 8, 16: integers. One scale per token. null: float activations."""
 STE = Literal["identity", "clip", "approx_sign", "swish_sign", "magnitude_aware"]
 
 MAX_COMPONENTS = 16
@@ -101,8 +103,7 @@ class BinarySpec(QuantizedSpec):
     """Weights -1 and +1."""
 
     kind: Literal["binary"]
-    activation_bits: Literal[1, 8, 16] | None = 8
-    """1: signs. 8, 16: integers per token. null: float activations."""
+    activation_bits: ActivationBits = 8
     scale: Literal["row", "tensor"] = "row"
     ste: STE = "clip"
     """Straight-through gradient in training."""
@@ -115,8 +116,7 @@ class LatentFreeSpec(LayerSpec):
     kind: Literal["latent_free"]
     form: Literal["packed", "training"] = "packed"
     """packed: codes and a kernel, as those of binary. training: decoded in every call."""
-    activation_bits: Literal[1, 8, 16] | None = 8
-    """1: signs. 8, 16: integers per token. null: float activations."""
+    activation_bits: ActivationBits = 8
     scale: Literal["row", "tensor"] = "row"
     storage: Literal["bit", "byte"] = "bit"
     """What training keeps of a weight: the same numbers either way, bytes are quicker to decode."""
@@ -132,8 +132,7 @@ class TernarySpec(QuantizedSpec):
     """Weights -1, 0 and +1."""
 
     kind: Literal["ternary"]
-    activation_bits: Literal[8, 16] | None = 8
-    """8, 16: integers per token. null: float activations."""
+    activation_bits: ActivationBits = 8
     format: Literal["base3", "two_bit"] = "base3"
     """How packed codes lie in bytes: 1.6 or 2 bits a weight."""
     rule: Rule | None = None
@@ -149,8 +148,7 @@ class KTernarySpec(QuantizedSpec):
 
     kind: Literal["k_ternary"]
     k: int = Field(default=2, ge=1, le=MAX_COMPONENTS)
-    activation_bits: Literal[8, 16] | None = 8
-    """8, 16: integers per token. null: float activations."""
+    activation_bits: ActivationBits = 8
     format: Literal["base3", "two_bit"] = "base3"
     rule: Rule | None = None
     """How each component is found; null means optimal when converted, twn in training."""

@@ -22,15 +22,27 @@ int check_tokens(const bitimpl_weight& w, int64_t tokens) {
   return BITIMPL_OK;
 }
 
-WorkspaceLayout layout_for(const KernelTable& kernels, LinearTask task, int32_t activation,
-                           int64_t tokens) {
-  // The scratch query sees sizes only, so that it answers alike here and in the call.
-  task.x.kind = activation;
-  task.x.planes = activation == BITIMPL_ACTIVATION_INT16 ? 2 : activation == BITIMPL_ACTIVATION_INT8;
-  task.x.rows = tokens;
+// The weight's task with the form of its activations, from sizes alone, so that a workspace query and
+// the call agree.
+LinearTask describe_call(const KernelTable& kernels, const bitimpl_weight& weight, int32_t activation,
+                         int64_t tokens) {
+  LinearTask task = describe(weight);
+  Activations& x = task.x;
+  x.kind = activation;
+  x.rows = tokens;
+  const bool low = activation == BITIMPL_ACTIVATION_SIGN || activation == BITIMPL_ACTIVATION_TERNARY;
+  if (low && kernels.takes_bits(task)) {
+    x.bit_planes = activation == BITIMPL_ACTIVATION_TERNARY ? 2 : 1;
+  } else if (activation != BITIMPL_ACTIVATION_FLOAT) {
+    x.planes = activation == BITIMPL_ACTIVATION_INT16 ? 2 : 1;
+  }
+  return task;
+}
+
+WorkspaceLayout layout_for(const KernelTable& kernels, const LinearTask& task) {
   const ScratchQuery query =
       task.format == BITIMPL_BINARY ? kernels.binary_scratch : kernels.ternary_scratch;
-  return lay_out_workspace(tokens, task.rows, task.cols, task.segments, activation, query(task));
+  return lay_out_workspace(task, query(task));
 }
 
 // 63 bytes let a workspace of any alignment be used from its first 64-byte boundary.
@@ -71,7 +83,7 @@ void run_tiles(LinearKernel kernel, const LinearTask& task, char* scratch, int64
   const int64_t block_rows = block_rows_of(task.format);
   const int64_t blocks = (task.rows + block_rows - 1) / block_rows;
   const int64_t parts = token_parts(blocks, task.x.rows, threads);
-  const double work = operator_work(task, task.x.kind, task.x.planes, task.x.rows);
+  const double work = operator_work(task, task.x, task.x.rows);
   Dispatch dispatch = {kernel, task, scratch, scratch_stride, blocks, parts};
   parallel_ranges(blocks * parts, 1, work, threads, run_range, &dispatch);
 }
@@ -99,8 +111,8 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
   status = check_bias(bias, bias_dtype);
   if (status != BITIMPL_OK) return status;
 
-  LinearTask task = describe(*weight);
-  const WorkspaceLayout layout = layout_for(*kernels, task, activation, x->rows);
+  LinearTask task = describe_call(*kernels, *weight, activation, x->rows);
+  const WorkspaceLayout layout = layout_for(*kernels, task);
   const int64_t least = workspace_bytes_for(layout, 1);
   if (workspace == nullptr || workspace_bytes < least) {
     return fail(BITIMPL_INVALID_ARGUMENT,
@@ -109,8 +121,8 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
                 show(workspace_bytes), workspace, show(least));
   }
   const bool binary = op == Operator::kBinary;
-  record_served(binary ? "binary_linear" : "ternary_linear", name_of_format(weight->format),
-                activation, x->rows, kernels->isa);
+  record_served(binary ? "binary_linear" : "ternary_linear", name_of_format(weight->format), task.x,
+                kernels->isa, bit_panel_serves(task) ? "planes" : nullptr);
   if (x->rows == 0) return BITIMPL_OK;
 
   char* base = aligned_base(workspace);
@@ -120,8 +132,7 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
     const int64_t slices = (workspace_bytes - 63 - layout.scratch) / layout.scratch_stride;
     if (slices < threads) threads = static_cast<int>(slices);
   }
-  prepare_activations(*kernels, *x, activation, task.segment, task.segments, layout, base, threads,
-                      &task.x);
+  prepare_activations(*kernels, *x, layout, base, threads, &task);
   task.bias = float_bias(*kernels, bias, bias_dtype, task.rows,
                          reinterpret_cast<float*>(base + layout.bias));
   task.y = y->data;
@@ -150,8 +161,8 @@ int64_t bitimpl_linear_workspace(const bitimpl_weight* weight, int64_t rows, int
   const Operator op = operator_of(weight->format);
   if (check_operator(op, "linear", *weight, activation) != BITIMPL_OK) return -1;
   if (check_tokens(*weight, rows) != BITIMPL_OK) return -1;
-  return workspace_bytes_for(layout_for(*kernels, describe(*weight), activation, rows),
-                             available_threads());
+  const LinearTask task = describe_call(*kernels, *weight, activation, rows);
+  return workspace_bytes_for(layout_for(*kernels, task), available_threads());
 }
 
 int bitimpl_binary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,

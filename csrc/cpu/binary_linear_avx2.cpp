@@ -227,8 +227,9 @@ struct Avx2 {
     }
   }
 
-  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t rows, const float* t) {
-    store_rows(task, token, row, rows, t);
+  static void store(const LinearTask& task, int64_t token, int64_t tokens, int64_t row, int64_t rows,
+                    const float* t) {
+    for (int64_t i = 0; i < tokens; ++i) store_rows(task, token + i, row, rows, t + i * kRows);
   }
 
   static void float_dots(const BitRows& bits, int64_t begin, const void* memory, float* sum) {
@@ -260,11 +261,13 @@ struct Avx2 {
 }  // namespace
 
 void binary_avx2(const LinearTask& task, const Tile& tile) {
-  if (panel_serves_avx2(task)) panel_avx2(task, tile);
+  if (bit_panel_serves(task)) bit_panel_avx2(task, tile);
+  else if (panel_serves_avx2(task)) panel_avx2(task, tile);
   else run_binary_tile<Avx2>(task, tile);
 }
 
 int64_t binary_scratch_avx2(const LinearTask& task) {
+  if (bit_panel_serves(task)) return bit_panel_scratch_avx2(task);
   return panel_serves_avx2(task) ? panel_scratch_avx2(task) : binary_scratch<Avx2>(task);
 }
 

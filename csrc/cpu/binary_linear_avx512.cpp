@@ -190,7 +190,7 @@ struct Avx512 {
 
   // Segments shorter than a chunk would mostly multiply padding.
   static bool along_columns(const LinearTask& task) {
-    return task.x.rows == 1 && task.x.kind == BITIMPL_ACTIVATION_INT8 && task.segment >= kChunk;
+    return task.x.rows == 1 && task.x.planes == 1 && task.segment >= kChunk;
   }
 
   static int64_t batch(const LinearTask& task) {
@@ -268,9 +268,34 @@ struct Avx512 {
     }
   }
 
-  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t rows, const float* t) {
-    for (int64_t r = 0; r < rows; r += kLanes) {
-      store_vector(task, token, row + r, smaller(kLanes, rows - r), _mm512_loadu_ps(t + r));
+  static void store(const LinearTask& task, int64_t token, int64_t tokens, int64_t row, int64_t rows,
+                    const float* t) {
+    if (task.y_dtype == BITIMPL_F32 && task.x.scale != nullptr && rows == kRows) {
+      store_floats(static_cast<float*>(task.y) + token * task.y_stride + row, task.y_stride, tokens,
+                   task.x.scale + token, task.bias == nullptr ? nullptr : task.bias + row, t);
+      return;
+    }
+    for (int64_t i = 0; i < tokens; ++i, t += kRows) {
+      for (int64_t r = 0; r < rows; r += kLanes) {
+        store_vector(task, token + i, row + r, smaller(kLanes, rows - r), _mm512_loadu_ps(t + r));
+      }
+    }
+  }
+
+  // The usual case of store(), without a question a vector.
+  static void store_floats(float* y, int64_t stride, int64_t tokens, const float* scale,
+                           const float* bias, const float* t) {
+    __m512 shift[kBlocks];
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      shift[b] = bias == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(bias + b * kLanes);
+    }
+    for (int64_t i = 0; i < tokens; ++i, y += stride, t += kRows) {
+      const __m512 factor = _mm512_set1_ps(scale[i]);
+      for (int64_t b = 0; b < kBlocks; ++b) {
+        __m512 value = _mm512_mul_ps(_mm512_loadu_ps(t + b * kLanes), factor);
+        if (bias != nullptr) value = _mm512_add_ps(value, shift[b]);
+        _mm512_storeu_ps(y + b * kLanes, value);
+      }
     }
   }
 
@@ -302,11 +327,13 @@ struct Avx512 {
 }  // namespace
 
 void binary_avx512(const LinearTask& task, const Tile& tile) {
-  if (panel_serves_avx512(task)) panel_avx512(task, tile);
+  if (bit_panel_serves(task)) bit_panel_avx512(task, tile);
+  else if (panel_serves_avx512(task)) panel_avx512(task, tile);
   else run_binary_tile<Avx512>(task, tile);
 }
 
 int64_t binary_scratch_avx512(const LinearTask& task) {
+  if (bit_panel_serves(task)) return bit_panel_scratch_avx512(task);
   return panel_serves_avx512(task) ? panel_scratch_avx512(task) : binary_scratch<Avx512>(task);
 }
 

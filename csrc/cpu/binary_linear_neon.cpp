@@ -245,19 +245,22 @@ struct Neon {
     for (int64_t row = 0; row < kRows; row += kFloatRows) float_rows(bits, row, x, sum);
   }
 
-  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t rows, const float* t) {
-    store_rows(task, token, row, rows, t);
+  static void store(const LinearTask& task, int64_t token, int64_t tokens, int64_t row, int64_t rows,
+                    const float* t) {
+    for (int64_t i = 0; i < tokens; ++i) store_rows(task, token + i, row, rows, t + i * kRows);
   }
 };
 
 }  // namespace
 
 void binary_neon(const LinearTask& task, const Tile& tile) {
-  if (panel_serves_neon(task)) panel_neon(task, tile);
+  if (bit_panel_serves(task)) bit_panel_neon(task, tile);
+  else if (panel_serves_neon(task)) panel_neon(task, tile);
   else run_binary_tile<Neon>(task, tile);
 }
 
 int64_t binary_scratch_neon(const LinearTask& task) {
+  if (bit_panel_serves(task)) return bit_panel_scratch_neon(task);
   return panel_serves_neon(task) ? panel_scratch_neon(task) : binary_scratch<Neon>(task);
 }
 

@@ -18,22 +18,16 @@ struct Portable {
 
   // The tables of these tokens are what prepare() leaves.
   static int64_t batch(const LinearTask& task) {
-    switch (task.x.kind) {
-      case BITIMPL_ACTIVATION_FLOAT: return 1;
-      case BITIMPL_ACTIVATION_SIGN: return task.x.rows;
-      default: return kTokens / task.x.planes;
-    }
+    if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) return 1;
+    return task.x.planes == 0 ? task.x.rows : kTokens / task.x.planes;
   }
 
   static int64_t panel_bytes(const LinearTask&) { return 0; }
   static void load_rows(const LinearTask&, int64_t, int64_t, void*) {}
 
   static int64_t prepared_bytes(const LinearTask& task) {
-    switch (task.x.kind) {
-      case BITIMPL_ACTIVATION_FLOAT: return tables_bytes(task);
-      case BITIMPL_ACTIVATION_SIGN: return 0;
-      default: return kTokens * tables_bytes(task);
-    }
+    if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) return tables_bytes(task);
+    return task.x.planes == 0 ? 0 : kTokens * tables_bytes(task);
   }
 
   static void build_int_tables(const int8_t* q, int64_t cols, int32_t* tables) {
@@ -102,8 +96,9 @@ struct Portable {
     }
   }
 
-  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t rows, const float* t) {
-    store_rows(task, token, row, rows, t);
+  static void store(const LinearTask& task, int64_t token, int64_t tokens, int64_t row, int64_t rows,
+                    const float* t) {
+    for (int64_t i = 0; i < tokens; ++i) store_rows(task, token + i, row, rows, t + i * kRows);
   }
 
   static void float_dots(const BitRows& bits, int64_t begin, const void* memory, float* sum) {

@@ -46,8 +46,8 @@ struct BitRows {
 //                          differ[t * kRows + r]; x[t] are the sign bits of the segment as bytes
 //   float_dots(bits, begin, prepared, sum)
 //                          sum[r] for the one token that prepare() was given
-//   store(task, token, row, rows, t)
-//                          store_rows() of epilogue.h, from kRows sums
+//   store(task, token, tokens, row, rows, t)
+//                          store_rows() of epilogue.h, each token's from kRows sums
 
 // A panel holds 32-bit words, one word of every row side by side. Segments of whole words follow
 // each other as in the row; any other segment starts a word of its own.
@@ -177,22 +177,35 @@ struct BinaryTile {
     }
   }
 
-  void add_sign(const BitRows& bits, int64_t token, int64_t tokens, int64_t group) {
+  void add_sign(const BitRows& bits, int64_t component, int64_t row, int64_t token, int64_t tokens,
+                int64_t group) {
+    const bool first = component + group == 0;  // of what `total` then holds
     const int64_t begin = group * task.segment;
     const uint8_t* x[kTokens];
     alignas(64) int32_t differ[kTokens * kRows];
     for (int64_t t = 0; t < tokens; ++t) {
-      const uint64_t* row = task.x.signs + (token + t) * task.x.sign_stride;
-      x[t] = reinterpret_cast<const uint8_t*>(row) + begin / 8;
+      const uint64_t* signs = task.x.signs + (token + t) * task.x.sign_stride;
+      x[t] = reinterpret_cast<const uint8_t*>(signs) + begin / 8;
     }
     Isa::sign_dots(bits, x, tokens, differ);
     const int32_t cols = static_cast<int32_t>(bits.cols);
     for (int64_t t = 0; t < tokens; ++t) {
-      const int32_t* row = differ + t * kRows;
+      const int32_t* __restrict unlike = differ + t * kRows;
       float* __restrict out = total + t * kRows;
       const float* __restrict factor = scale;
-      for (int64_t r = 0; r < kRows; ++r)
-        out[r] = out[r] + factor[r] * static_cast<float>(cols - 2 * row[r]);
+      const auto add = [&](auto dot) {
+        if (first) {
+          for (int64_t r = 0; r < kRows; ++r) out[r] = 0.0f + factor[r] * static_cast<float>(dot(r));
+        } else {
+          for (int64_t r = 0; r < kRows; ++r) out[r] = out[r] + factor[r] * static_cast<float>(dot(r));
+        }
+      };
+      if (task.x.outside != nullptr && task.x.outside[token + t] != nullptr) {
+        const int32_t* outside = task.x.outside[token + t] + component * task.x.outside_stride + row;
+        add([&](int64_t r) { return cols - 2 * unlike[r] + outside[r]; });
+      } else {
+        add([&](int64_t r) { return cols - 2 * unlike[r]; });
+      }
     }
   }
 
@@ -205,7 +218,7 @@ struct BinaryTile {
   // y of rows [row, row + rows) for `tokens` activation rows from `token` on.
   void compute(int64_t row, int64_t rows, int64_t token, int64_t tokens) {
     const int64_t row_bytes = (task.cols + 7) / 8;
-    memset(total, 0, sizeof(float) * static_cast<size_t>(tokens * kRows));
+    if (task.x.bit_planes == 0) memset(total, 0, sizeof(float) * static_cast<size_t>(tokens * kRows));
     for (int64_t c = 0; c < task.components; ++c) {
       const uint8_t* codes = task.codes + (c * task.stored_rows + row) * row_bytes;
       for (int64_t g = 0; g < task.segments; ++g) {
@@ -216,13 +229,12 @@ struct BinaryTile {
         const BitRows bits = {codes + begin / 8, row_bytes, rows, cols, (cols + 7) / 8,
                               static_cast<const uint32_t*>(panel) + word * kRows};
         load_scales(c, row, rows, g);
-        if (task.x.kind == BITIMPL_ACTIVATION_SIGN) add_sign(bits, token, tokens, g);
+        if (task.x.bit_planes > 0) add_sign(bits, c, row, token, tokens, g);
         else if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) add_float(bits, g);
         else add_int8(bits, token, tokens, g);
       }
     }
-    for (int64_t t = 0; t < tokens; ++t)
-      Isa::store(task, token + t, row, rows, total + t * kRows);
+    Isa::store(task, token, tokens, row, rows, total);
   }
 
   // Activation rows that one pass over the weights serves.

@@ -69,14 +69,19 @@ struct Worker {
   int64_t tile = -1;
   int64_t group = -1;
   int64_t tokens = 0;
+  int64_t run_count = 0;
   bool border = false;   // some window sees added positions
   int64_t step = 0;      // between the results of successive tokens in y, or -1
   int64_t result_bytes;  // of an element of y
 
   Worker(const ConvCall& conv, char* memory)
-      : call(conv), plan(conv.plan), scratch(memory), result_bytes(bytes_of_dtype(conv.y.dtype)) {}
+      : call(conv), plan(conv.plan), scratch(memory), result_bytes(bytes_of_dtype(conv.y.dtype)) {
+    if (!plan.depthwise) clear_tails(plan, call.layout, scratch);
+  }
 
-  Window* windows() const { return reinterpret_cast<Window*>(scratch + call.layout.windows); }
+  Run* runs() const { return at<Run>(call.layout.runs); }
+  // Channel 0 of each token in y, in elements.
+  int64_t* places() const { return at<int64_t>(call.layout.places); }
   template <class Value>
   Value* at(int64_t offset) const {
     return reinterpret_cast<Value*>(scratch + offset);
@@ -93,35 +98,38 @@ struct Worker {
     const int64_t next = index + 1;
     const int64_t end = plan.tokens / call.tiles * next + plan.tokens % call.tiles * next / call.tiles;
     tokens = end - begin;
-    find_windows(plan, begin, tokens, windows());
+    run_count = find_runs(plan, begin, tokens, runs());
     const float* scale = reinterpret_cast<const float*>(call.base + call.layout.scale);
     border = false;
-    for (int64_t i = 0; i < tokens; ++i) {
-      Window& w = windows()[i];
-      w.result = w.sample * call.y.sample_stride;
-      for (int d = 0; d < 3; ++d) w.result += w.place[d] * call.y.spatial_stride[d];
-      border = border || !w.inside;
-      at<float>(call.layout.token_scale)[i] = scale[w.sample];
+    for (int64_t i = 0; i < run_count; ++i) {
+      const Run& run = runs()[i];
+      border = border || !run.whole || run.inside_end - run.inside_begin != run.count;
+      int64_t place = run.sample * call.y.sample_stride;
+      for (int d = 0; d < 3; ++d) place += run.place[d] * call.y.spatial_stride[d];
+      for (int64_t t = run.token; t < run.token + run.count; ++t) {
+        places()[t] = place;
+        place += call.y.spatial_stride[2];
+        at<float>(call.layout.token_scale)[t] = scale[run.sample];
+      }
     }
-    step = tokens > 1 ? windows()[1].result - windows()[0].result : 0;
+    step = tokens > 1 ? places()[1] - places()[0] : 0;
     for (int64_t i = 1; i < tokens; ++i) {
-      if (windows()[i].result - windows()[i - 1].result != step) step = -1;
+      if (places()[i] - places()[i - 1] != step) step = -1;
     }
   }
 
   void enter_group(int64_t index) {
     if (index == group) return;
     group = index;
-    gather(call.kernels, plan, call.layout, call.base, scratch, group, windows(), tokens);
+    if (plan.depthwise) return;
+    gather(call.kernels, plan, call.layout, call.base, scratch, group, runs(), run_count);
   }
 
   Activations activations() const {
-    Activations x = {};
-    x.kind = plan.activation;
-    x.planes = plan.planes;
-    x.rows = plan.tile_tokens;
+    Activations x = form_of(plan, plan.tile_tokens);
     x.scale = at<float>(call.layout.token_scale);
-    if (plan.activation == BITIMPL_ACTIVATION_SIGN) {
+    if (plan.depthwise) return x;
+    if (plan.bits) {
       x.signs = at<uint64_t>(call.layout.rows[0]);
       x.sign_stride = call.layout.row_stride / 8;
       return x;
@@ -143,51 +151,14 @@ struct Worker {
     (task.format == BITIMPL_BINARY ? call.kernels.binary : call.kernels.ternary)(task, part);
   }
 
-  // The task with the border taken out of the dot products: each component's, before any scale.
-  void run_corrected(const LinearTask& task, int64_t first_row) const {
-    const float one = 1.0f;
-    float* totals = at<float>(call.layout.totals);
-    float* dots = at<float>(call.layout.dots);
-    for (int64_t c = 0; c < task.components; ++c) {
-      LinearTask part = task;
-      part.components = 1;
-      part.codes += c * task.stored_rows * ((task.cols + 7) / 8);
-      part.scales = &one;
-      part.scale_dtype = BITIMPL_F32;
-      part.scale_component_stride = part.scale_row_stride = part.scale_group_stride = 0;
-      part.bias = nullptr;
-      part.x.scale = nullptr;
-      part.y = dots;
-      part.y_dtype = BITIMPL_F32;
-      part.y_stride = kChunkRows;
-      run_kernel(part);
-      float scale[kChunkRows];
-      for (int64_t r = 0; r < task.rows; ++r) scale[r] = scale_at(task, c, r, 0);
-      for (int64_t i = 0; i < tokens; ++i) {
-        int32_t outside[kChunkRows];
-        const bool inside = windows()[i].inside;
-        if (!inside) {
-          memset(outside, 0, sizeof outside);
-          const int32_t* sums = reinterpret_cast<const int32_t*>(call.base + call.layout.tap_sums);
-          add_outside(plan, windows()[i], sums, c, first_row, task.rows, outside);
-        }
-        call.kernels.add_scaled(dots + i * kChunkRows, inside ? nullptr : outside, scale, task.rows,
-                                c == 0, totals + i * kChunkRows);
-      }
-    }
-    for (int64_t i = 0; i < tokens; ++i) {
-      call.kernels.store_rows(task, i, 0, task.rows, totals + i * kChunkRows);
-    }
-  }
-
   // Rows [begin, end) of the tile's results to y; row r of token i at values + i * kChunkRows + r.
   void store(int64_t begin, int64_t end, const char* values) const {
     const int64_t stride = call.y.channel_stride;
     const int64_t row_bytes = kChunkRows * result_bytes;
     for (int64_t i = 0; i < tokens;) {
-      const int64_t first = windows()[i].result;
+      const int64_t first = places()[i];
       int64_t run = 1;
-      while (i + run < tokens && windows()[i + run].result == first + run) ++run;
+      while (i + run < tokens && places()[i + run] == first + run) ++run;
       const char* from = values + i * row_bytes;
       char* to = result(first + begin * stride);
       if (run == 1 && stride == 1) {
@@ -210,10 +181,16 @@ struct Worker {
     task.y_dtype = call.y.dtype;
     const bool direct =
         step >= 0 && call.y.channel_stride == 1 && store_begin == begin && store_end == end;
-    task.y = direct ? result(windows()[0].result + begin) : scratch + call.layout.results;
+    task.y = direct ? result(places()[0] + begin) : scratch + call.layout.results;
     task.y_stride = direct ? step : kChunkRows;
     if (border && plan.corrects) {
-      run_corrected(task, begin);
+      find_outside(plan, call.layout, call.base, scratch, runs(), run_count, task.components, begin,
+                   end - begin);
+      task.x.outside = at<const int32_t*>(call.layout.outside_at);
+      task.x.outside_stride = kChunkRows;
+    }
+    if (plan.depthwise) {
+      run_depthwise(call.kernels, plan, call.layout, call.base, scratch, runs(), run_count, task, begin);
     } else {
       run_kernel(task);
     }
@@ -256,12 +233,12 @@ void run_range(void* context, int thread, int64_t begin, int64_t end) {
 
 void run_tiles(const KernelTable& kernels, const ConvPlan& plan, const ConvLayout& layout,
                const LinearTask& task, const bitimpl_image& y, char* base, int threads) {
-  const int64_t unit_rows = unit_rows_of(task.format);
+  const int64_t unit_rows = plan.depthwise ? kDepthwiseRows : unit_rows_of(task.format);
   const int64_t units = units_of_group(plan, task.format, unit_rows);
   int64_t tiles = (plan.tokens + plan.tile_tokens - 1) / plan.tile_tokens;
   const int64_t parts = token_parts(plan.groups * units, plan.tokens, threads);
   if (parts > tiles) tiles = parts;
-  const double work = operator_work(task, plan.activation, plan.planes, plan.tokens);
+  const double work = operator_work(task, form_of(plan, plan.tokens), plan.tokens);
   ConvCall call = {kernels, plan, layout, task, y, base, tiles, units, unit_rows};
   parallel_ranges(tiles * plan.groups * units, units, work, threads, run_range, &call);
 }
@@ -292,7 +269,8 @@ int run_conv(Operator op, const bitimpl_weight* weight, const bitimpl_conv* conv
                 show(workspace_bytes), workspace, show(least));
   }
   record_served(op == Operator::kBinary ? "binary_conv" : "ternary_conv",
-                name_of_format(weight->format), activation, plan.tokens, kernels->isa);
+                name_of_format(weight->format), form_of(plan, plan.tokens), kernels->isa,
+                plan.depthwise ? "depthwise" : nullptr);
   if (plan.tokens == 0) return BITIMPL_OK;
 
   char* base = aligned_base(workspace);
@@ -301,6 +279,11 @@ int run_conv(Operator op, const bitimpl_weight* weight, const bitimpl_conv* conv
   if (slices < threads) threads = static_cast<int>(slices);
   quantize_image(*kernels, plan, *x, layout, base, threads);
   if (plan.corrects) sum_taps(*kernels, plan, task, layout, base, threads);
+  if (plan.depthwise) {
+    status = bitimpl_unpack(weight, reinterpret_cast<int8_t*>(base + layout.unpacked));
+    if (status != BITIMPL_OK) return status;
+    spread_weights(plan, layout, task, base);
+  }
   task.bias = float_bias(*kernels, bias, bias_dtype, task.rows,
                          reinterpret_cast<float*>(base + layout.bias));
   run_tiles(*kernels, plan, layout, task, *y, base, threads);

@@ -2,10 +2,12 @@
 // 0, the sign -1, and put minus the sum of the tap's weights into the dot product. Adding these sums
 // again leaves the dot product of the image alone, in exact integers.
 #include <stdint.h>
+#include <string.h>
 
 #include "conv.h"
 #include "conv_walk.h"
 #include "parallel.h"
+#include "quantize.h"
 
 namespace bitimpl {
 namespace {
@@ -58,10 +60,30 @@ void sum_taps(const KernelTable& kernels, const ConvPlan& plan, const LinearTask
   parallel_ranges(plan.rows, 1, work, threads, sum_range, &sums);
 }
 
-void add_outside(const ConvPlan& plan, const Window& window, const int32_t* tap_sums,
-                 int64_t component, int64_t row, int64_t rows, int32_t* out) {
-  Outside outside = {tap_sums + component * plan.taps * plan.rows + row, plan.rows, rows, out};
-  walk(plan, window, outside);
+void find_outside(const ConvPlan& plan, const ConvLayout& layout, const char* base, char* scratch,
+                  const Run* runs, int64_t count, int64_t components, int64_t row, int64_t rows) {
+  const int32_t* sums = reinterpret_cast<const int32_t*>(base + layout.tap_sums) + row;
+  const int64_t read_rows = round_up(rows, 2 * kBinaryBlockRows);  // by the widest kernel
+  int32_t* tables = reinterpret_cast<int32_t*>(scratch + layout.outside);
+  const int32_t** at = reinterpret_cast<const int32_t**>(scratch + layout.outside_at);
+  for (int64_t i = 0; i < count; ++i) {
+    const Run& run = runs[i];
+    const int32_t* shared = nullptr;  // by the tokens that see every tap of the width
+    for (int64_t t = 0; t < run.count; ++t) {
+      const int64_t token = run.token + t;
+      const bool inside = t >= run.inside_begin && t < run.inside_end;
+      at[token] = shared;
+      if (inside && (run.whole || shared != nullptr)) continue;
+      int32_t* table = tables + token * components * kChunkRows;
+      for (int64_t c = 0; c < components; ++c) {
+        memset(table + c * kChunkRows, 0, static_cast<size_t>(read_rows) * sizeof *table);
+        Outside outside = {sums + c * plan.taps * plan.rows, plan.rows, rows, table + c * kChunkRows};
+        walk(plan, run, t, outside);
+      }
+      at[token] = table;
+      if (inside) shared = table;
+    }
+  }
 }
 
 }  // namespace bitimpl

@@ -10,9 +10,9 @@
 namespace bitimpl {
 namespace {
 
-constexpr int64_t kStride = 16;  // bytes copied at once: up to 15 past the end, within kSlack
+constexpr int64_t kStride = kOverrun;  // bytes copied at once
 constexpr int64_t kLongCopy = 256;
-static_assert(kStride <= kSlack, "a copy stays within the slack of image and rows");
+static_assert(kOverrun <= kSlack, "a copy stays within the slack of image and rows");
 
 // Up to 15 bytes past the end are read and written; what lies there is written afterwards. The
 // usual piece is short: calling memcpy would cost more than copying.
@@ -52,8 +52,6 @@ struct Bytes {
     }
     for (int64_t i = 0; i < taps; ++i, from += step, to += tap_bytes) copy(to, from, tap_bytes);
   }
-
-  void finish(char* end) { fill(to, 0, end - to); }
 };
 
 // Rows of signs whose taps end within a byte.
@@ -106,76 +104,141 @@ struct Bits {
   }
 };
 
-void find_taps(const ConvPlan& plan, int d, Window& window) {
-  const int64_t origin = window.place[d] * plan.stride[d] - plan.before[d];
-  const int64_t reach = (plan.kernel[d] - 1) * plan.dilation[d];
-  window.origin[d] = origin;
-  window.first[d] = 0;
-  window.last[d] = plan.kernel[d];
-  if (origin >= 0 && origin + reach < plan.size[d]) return;
-  if (origin < 0) window.first[d] = (-origin + plan.dilation[d] - 1) / plan.dilation[d];
-  if (window.first[d] > plan.kernel[d]) window.first[d] = plan.kernel[d];
-  const int64_t before_end = plan.size[d] - 1 - origin;
-  const int64_t last = before_end < 0 ? 0 : before_end / plan.dilation[d] + 1;
-  if (last < plan.kernel[d]) window.last[d] = last;
-  if (window.last[d] < window.first[d]) window.last[d] = window.first[d];
+// Copies `bytes` bytes for each of `count` tokens, and up to 15 more.
+void copy_each(char* to, int64_t to_step, const char* from, int64_t from_step, int64_t bytes,
+               int64_t count) {
+  if (bytes <= kStride) {
+    for (int64_t i = 0; i < count; ++i) memcpy(to + i * to_step, from + i * from_step, kStride);
+  } else if (bytes <= 2 * kStride) {
+    for (int64_t i = 0; i < count; ++i) memcpy(to + i * to_step, from + i * from_step, 2 * kStride);
+  } else {
+    for (int64_t i = 0; i < count; ++i) copy(to + i * to_step, from + i * from_step, bytes);
+  }
 }
 
-bool sees_every_tap(const ConvPlan& plan, const Window& window) {
-  bool all = true;
-  for (int d = 0; d < 3; ++d) all = all && window.last[d] - window.first[d] == plan.kernel[d];
-  return all;
+// Rows of whole bytes, for tokens [begin, end) of a run, which see every tap of the width: line by
+// line of taps, all tokens at a time.
+void gather_inside(const ConvPlan& plan, const Run& run, int64_t begin, int64_t end, Bytes bytes,
+                   int64_t row_stride) {
+  const int64_t first = find_taps(plan, 2, run.place[2] + begin).origin * bytes.pixel_bytes;
+  const int64_t token_step = plan.stride[2] * bytes.pixel_bytes;
+  const int64_t taps = plan.kernel[2];
+  const int64_t line_bytes = taps * bytes.tap_bytes;
+  const int64_t count = end - begin;
+  each_line(
+      plan, run,
+      [&] {
+        for (int64_t i = 0; i < count; ++i) fill(bytes.to + i * row_stride, bytes.border_value, line_bytes);
+        bytes.to += line_bytes;
+      },
+      [&](int64_t line) {
+        const char* from = bytes.image + line * bytes.pixel_bytes + first;
+        const int64_t pieces = bytes.joined ? 1 : taps;
+        const int64_t piece_bytes = line_bytes / pieces;
+        for (int64_t i = 0; i < pieces; ++i, from += bytes.step, bytes.to += piece_bytes) {
+          copy_each(bytes.to, row_stride, from, token_step, piece_bytes, count);
+        }
+      });
+  for (int64_t i = 0; i < count; ++i) memset(bytes.to + i * row_stride, 0, kStride);
+}
+
+// Rows of whole bytes of all tokens of a run, the first one at bytes.to.
+void gather_bytes(const ConvPlan& plan, const Run& run, const Bytes& bytes, int64_t row_stride) {
+  for (int64_t i = 0; i < run.count; ++i) {
+    if (i == run.inside_begin && i < run.inside_end) {
+      i = run.inside_end;
+      if (i == run.count) break;
+    }
+    Bytes row = bytes;
+    row.to += i * row_stride;
+    walk(plan, run, i, row);
+    memset(row.to, 0, kStride);
+  }
+  if (run.inside_begin == run.inside_end) return;
+  Bytes rows = bytes;
+  rows.to += run.inside_begin * row_stride;
+  gather_inside(plan, run, run.inside_begin, run.inside_end, rows, row_stride);
+}
+
+void gather_bits(const ConvPlan& plan, const Run& run, const Bits& bits, int64_t row_stride) {
+  for (int64_t i = 0; i < run.count; ++i) {
+    Bits row = bits;
+    row.to += i * row_stride;
+    walk(plan, run, i, row);
+    row.finish(bits.to + (i + 1) * row_stride);
+  }
 }
 
 }  // namespace
 
-void find_windows(const ConvPlan& plan, int64_t token, int64_t count, Window* windows) {
-  Window window = {};
-  window.sample = token / plan.out_pixels;
-  int64_t rest = token % plan.out_pixels;
-  for (int d = 2; d >= 0; --d) {
-    window.place[d] = rest % plan.out[d];
-    rest /= plan.out[d];
-  }
-  for (int d = 0; d < 3; ++d) find_taps(plan, d, window);
-  for (int64_t i = 0; i < count; ++i) {
-    window.inside = sees_every_tap(plan, window);
-    windows[i] = window;
+int64_t find_runs(const ConvPlan& plan, int64_t token, int64_t count, Run* runs) {
+  // Places along the width whose windows fall inside: [inside, inside_end).
+  const int64_t inside = (plan.before[2] + plan.stride[2] - 1) / plan.stride[2];
+  const int64_t room = plan.size[2] - 1 - (plan.kernel[2] - 1) * plan.dilation[2] + plan.before[2];
+  const int64_t inside_end = room < 0 ? 0 : room / plan.stride[2] + 1;
+  const auto within = [](int64_t value, int64_t low, int64_t high) {
+    return value < low ? low : value > high ? high : value;
+  };
+  int64_t found = 0;
+  for (int64_t done = 0; done < count; ++found) {
+    Run& run = runs[found];
+    run.token = done;
+    int64_t rest = token + done;
     for (int d = 2; d >= 0; --d) {
-      const bool carry = ++window.place[d] == plan.out[d];
-      if (carry) window.place[d] = 0;
-      find_taps(plan, d, window);
-      if (!carry) break;
-      if (d == 0) ++window.sample;
+      run.place[d] = rest % plan.out[d];
+      rest /= plan.out[d];
+    }
+    run.sample = rest;
+    run.count = within(plan.out[2] - run.place[2], 0, count - done);
+    run.depth = find_taps(plan, 0, run.place[0]);
+    run.height = find_taps(plan, 1, run.place[1]);
+    run.whole = run.depth.last - run.depth.first == plan.kernel[0] &&
+                run.height.last - run.height.first == plan.kernel[1];
+    run.inside_begin = within(inside - run.place[2], 0, run.count);
+    run.inside_end = within(inside_end - run.place[2], run.inside_begin, run.count);
+    done += run.count;
+  }
+  return found;
+}
+
+void clear_tails(const ConvPlan& plan, const ConvLayout& layout, char* scratch) {
+  const bool sign = plan.bits;
+  const int64_t used = sign ? (plan.cols + 7) / 8 : plan.cols;
+  for (int plane = 0; plane < (sign ? 1 : plan.planes); ++plane) {
+    char* row = scratch + layout.rows[plane];
+    for (int64_t i = 0; i < plan.tile_tokens; ++i, row += layout.row_stride) {
+      memset(row + used, 0, static_cast<size_t>(layout.row_stride - used));
     }
   }
 }
 
 void gather(const KernelTable& kernels, const ConvPlan& plan, const ConvLayout& layout,
-            const char* base, char* scratch, int64_t group, const Window* windows, int64_t count) {
-  const bool sign = plan.activation == BITIMPL_ACTIVATION_SIGN;
+            const char* base, char* scratch, int64_t group, const Run* runs, int64_t count) {
+  const bool sign = plan.bits;
   const int64_t step = plan.dilation[2] * plan.pixel_bytes;
   for (int plane = 0; plane < (sign ? 1 : plan.planes); ++plane) {
-    char* to = scratch + layout.rows[plane];
     const char* image = base + layout.image[plane] + group * plan.group_bytes;
-    int32_t* sums = reinterpret_cast<int32_t*>(scratch + layout.sums[plane]);
-    for (int64_t i = 0; i < count; ++i, to += layout.row_stride) {
-      const Window& window = windows[i];
-      const char* from = image + window.sample * plan.sample_bytes;
+    for (int64_t i = 0; i < count; ++i) {
+      const Run& run = runs[i];
+      const char* from = image + run.sample * plan.sample_bytes;
+      char* to = scratch + layout.rows[plane] + run.token * layout.row_stride;
       if (sign && plan.group_channels % 8 != 0) {
         const uint64_t border = plan.padding_value > 0 ? ~uint64_t{0} : 0;
-        Bits bits = {from, to, plan.group_channels, plan.pixel_bytes, step, border};
-        walk(plan, window, bits);
-        bits.finish(to + layout.row_stride);
+        gather_bits(plan, run, {from, to, plan.group_channels, plan.pixel_bytes, step, border},
+                    layout.row_stride);
         continue;
       }
       char border = plan.padding_value > 0 ? static_cast<char>(0xff) : 0;
-      if (!sign) border = base[layout.border[plane] + window.sample];
-      Bytes bytes = {from, to, plan.group_bytes, plan.pixel_bytes, step, step == plan.group_bytes, border};
-      walk(plan, window, bytes);
-      bytes.finish(to + layout.row_stride);
-      if (!sign) sums[i] = kernels.sum_int8(reinterpret_cast<int8_t*>(to), (plan.cols + 63) / 64 * 64);
+      if (!sign) border = base[layout.border[plane] + run.sample];
+      gather_bytes(plan, run,
+                   {from, to, plan.group_bytes, plan.pixel_bytes, step, step == plan.group_bytes, border},
+                   layout.row_stride);
     }
+    if (sign) continue;
+    const Run& last = runs[count - 1];
+    kernels.sum_int8(reinterpret_cast<const int8_t*>(scratch + layout.rows[plane]), layout.row_stride,
+                     (plan.cols + 63) / 64 * 64, last.token + last.count,
+                     reinterpret_cast<int32_t*>(scratch + layout.sums[plane]));
   }
 }
 

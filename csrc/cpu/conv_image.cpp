@@ -5,7 +5,6 @@
 // runs along whichever of channels and positions lies closer together; runs along positions are
 // quantised into a small square and turned around. Sums of magnitudes are taken unit by unit and
 // added in order, so that they do not depend on threads or batch.
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -64,6 +63,12 @@ struct Reader {
       visit(k, count, load(offset + k * stride, stride, count));
     }
   }
+};
+
+// The values of a piece that are not 0: their number and the sum of their magnitudes.
+struct Kept {
+  double sum = 0.0;
+  int64_t count = 0;
 };
 
 struct Piece {
@@ -140,10 +145,34 @@ struct Quantisation {
     return most;
   }
 
-  // ---- int8 and int16 ------------------------------------------------------------------------
+  double sum_magnitudes(Reader& reader, const Piece& piece) const {
+    double sum = 0.0;
+    each_value(reader, piece, [&](const float* values, int64_t count) {
+      sum += kernels.sum_magnitudes(values, count);
+    });
+    return sum;
+  }
 
-  void round(const float* values, int64_t n, float factor, int8_t* hi, int8_t* lo) const {
-    if (plan.planes == 1) {
+  // ---- bytes ---------------------------------------------------------------------------------
+
+  // SIGN and TERNARY, n <= kChunk; `threshold` is TERNARY's.
+  void round_low(const float* values, int64_t n, float threshold, int8_t* q, Kept& kept) const {
+    uint64_t signs[kChunk / 64], nonzero[kChunk / 64];
+    const uint8_t* present = nullptr;
+    if (plan.activation == BITIMPL_ACTIVATION_TERNARY) {
+      kept.sum += kernels.pack_ternary(values, n, threshold, signs, nonzero);
+      present = reinterpret_cast<const uint8_t*>(nonzero);
+      kept.count += kernels.count_ones(present, 0, n);
+    } else {
+      kept.sum += kernels.pack_signs(values, n, signs);
+    }
+    kernels.spread_bits(reinterpret_cast<const uint8_t*>(signs), present, n, q);
+  }
+
+  void round(const float* values, int64_t n, float factor, int8_t* hi, int8_t* lo, Kept& kept) const {
+    if (plan.activation == BITIMPL_ACTIVATION_SIGN || plan.activation == BITIMPL_ACTIVATION_TERNARY) {
+      round_low(values, n, factor, hi, kept);
+    } else if (plan.planes == 1) {
       kernels.round_int8(values, n, factor, hi);
     } else {
       int32_t sums[2];
@@ -151,17 +180,19 @@ struct Quantisation {
     }
   }
 
-  void round_piece(Reader& reader, const Piece& piece) const {
+  Kept round_piece(Reader& reader, const Piece& piece) const {
+    Kept kept;
     int8_t* out[2];
     for (int i = 0; i < plan.planes; ++i) out[i] = reinterpret_cast<int8_t*>(pixels_of(piece, i));
     if (plan.planes == 1) out[1] = nullptr;
     const float factor = reinterpret_cast<const float*>(base + layout.factor)[piece.sample];
     const int64_t channels = plan.channels;
-    if (factor == 0.0f) {
+    // Not all values are finite. TERNARY says so otherwise: a threshold may be 0.
+    if (factor == 0.0f && plan.activation != BITIMPL_ACTIVATION_TERNARY) {
       for (int i = 0; i < plan.planes; ++i) {
         memset(out[i], 0, static_cast<size_t>(piece.pixels * channels));
       }
-      return;
+      return kept;
     }
     const auto plane = [&](int i, int64_t at) { return out[i] == nullptr ? nullptr : out[i] + at; };
     if (dense || along_channels) {
@@ -169,10 +200,10 @@ struct Quantisation {
       for (int64_t at = 0; at < piece.pixels * channels; at += run) {
         const int64_t from = piece.offset + at / channels * plan.lines.stride;
         reader.each(from, x.channel_stride, run, [&](int64_t k, int64_t n, const float* values) {
-          round(values, n, factor, plane(0, at + k), plane(1, at + k));
+          round(values, n, factor, plane(0, at + k), plane(1, at + k), kept);
         });
       }
-      return;
+      return kept;
     }
     int8_t square[2][kSquare * kPiecePixels];
     for (int64_t first = 0; first < channels; first += kSquare) {
@@ -180,30 +211,36 @@ struct Quantisation {
       for (int64_t c = 0; c < count; ++c) {
         const int64_t from = piece.offset + (first + c) * x.channel_stride;
         const float* values = reader.load(from, plan.lines.stride, piece.pixels);
-        round(values, piece.pixels, factor, square[0] + c * kPiecePixels, square[1] + c * kPiecePixels);
+        round(values, piece.pixels, factor, square[0] + c * kPiecePixels, square[1] + c * kPiecePixels,
+              kept);
       }
       for (int i = 0; i < plan.planes; ++i) {
         kernels.transpose(square[i], kPiecePixels, count, piece.pixels, out[i] + first, channels, 1);
       }
     }
+    return kept;
   }
 
-  // ---- signs ---------------------------------------------------------------------------------
+  // ---- signs as bits -------------------------------------------------------------------------
 
   // Each returns the sum of magnitudes.
   double sign_runs(Reader& reader, const Piece& piece) const {
     double sum = 0.0;
     uint64_t words[kChunk / 64];
     char* out = pixels_of(piece, 0);
+    const auto pack = [&](int64_t k, int64_t n, const float* values) {
+      sum += kernels.pack_signs(values, n, words);
+      memcpy(out + k / 8, words, static_cast<size_t>((n + 7) / 8));
+    };
+    if (dense && plan.group_channels % 8 == 0) {
+      reader.each(piece.offset, 1, piece.pixels * plan.channels, pack);
+      return sum;
+    }
     for (int64_t i = 0; i < piece.pixels; ++i) {
       for (int64_t g = 0; g < plan.groups; ++g, out += plan.group_bytes) {
         const int64_t from = piece.offset + i * plan.lines.stride +
                              g * plan.group_channels * x.channel_stride;
-        reader.each(from, x.channel_stride, plan.group_channels,
-                    [&](int64_t k, int64_t n, const float* values) {
-                      sum += kernels.pack_signs(values, n, words);
-                      memcpy(out + k / 8, words, static_cast<size_t>((n + 7) / 8));
-                    });
+        reader.each(from, x.channel_stride, plan.group_channels, pack);
       }
     }
     return sum;
@@ -279,14 +316,24 @@ void measure_range(void* context, int, int64_t begin, int64_t end) {
   const Quantisation& q = *static_cast<const Quantisation*>(context);
   Reader reader(q.kernels, q.x);
   for (int64_t i = begin; i < end; ++i) {
-    reinterpret_cast<uint32_t*>(q.base + q.layout.partials)[i] = q.max_magnitude(reader, q.piece(i));
+    if (q.plan.activation == BITIMPL_ACTIVATION_TERNARY) {
+      reinterpret_cast<double*>(q.base + q.layout.partials)[i] = q.sum_magnitudes(reader, q.piece(i));
+    } else {
+      reinterpret_cast<uint32_t*>(q.base + q.layout.partials)[i] = q.max_magnitude(reader, q.piece(i));
+    }
   }
 }
 
 void round_range(void* context, int, int64_t begin, int64_t end) {
   const Quantisation& q = *static_cast<const Quantisation*>(context);
   Reader reader(q.kernels, q.x);
-  for (int64_t i = begin; i < end; ++i) q.round_piece(reader, q.piece(i));
+  const bool ternary = q.plan.activation == BITIMPL_ACTIVATION_TERNARY;
+  const bool low = ternary || q.plan.activation == BITIMPL_ACTIVATION_SIGN;
+  for (int64_t i = begin; i < end; ++i) {
+    const Kept kept = q.round_piece(reader, q.piece(i));
+    if (low) reinterpret_cast<double*>(q.base + q.layout.partials)[i] = kept.sum;
+    if (ternary) reinterpret_cast<int64_t*>(q.base + q.layout.counts)[i] = kept.count;
+  }
 }
 
 void sign_range(void* context, int, int64_t begin, int64_t end) {
@@ -307,17 +354,26 @@ void scale_sample(const Quantisation& q, int64_t sample, const uint32_t* partial
   reinterpret_cast<float*>(q.base + q.layout.factor)[sample] = factor;
   int8_t border[2];
   const float value = static_cast<float>(plan.padding_value);
-  q.round(&value, 1, factor, border, border + 1);
+  Kept nobody_asks;
+  q.round(&value, 1, factor, border, border + 1, nobody_asks);
   for (int i = 0; i < plan.planes; ++i) q.base[q.layout.border[i] + sample] = border[i];
 }
 
-void scale_signs(const Quantisation& q, int64_t sample, const double* partials, int64_t count) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < count; ++i) sum += partials[i];
-  const double values = static_cast<double>(q.plan.channels) * static_cast<double>(q.plan.pixels);
-  // A sum of finite float32 magnitudes is finite in float64.
-  const float mean = isfinite(sum) ? static_cast<float>(sum / values) : NAN;
-  reinterpret_cast<float*>(q.base + q.layout.scale)[sample] = mean;
+// SIGN and TERNARY as bytes: added positions hold padding_value itself, and no scale sees them.
+void quantize_low(Quantisation& q, double work, int threads) {
+  const ConvPlan& plan = q.plan;
+  const bool ternary = plan.activation == BITIMPL_ACTIVATION_TERNARY;
+  if (ternary) parallel_ranges(q.pieces(), 1, work / 4.0, threads, measure_range, &q);
+  for (int64_t s = 0; s < plan.samples; ++s) {
+    if (ternary) set_threshold(plan, q.layout, q.base, s);
+    else reinterpret_cast<float*>(q.base + q.layout.factor)[s] = 1.0f;
+    q.base[q.layout.border[0] + s] = static_cast<char>(plan.padding_value);
+  }
+  parallel_ranges(q.pieces(), 1, work, threads, round_range, &q);
+  for (int64_t s = 0; s < plan.samples; ++s) {
+    if (ternary) scale_ternary(plan, q.layout, q.base, s);
+    else scale_signs(plan, q.layout, q.base, s);
+  }
 }
 
 }  // namespace
@@ -330,13 +386,13 @@ void quantize_image(const KernelTable& kernels, const ConvPlan& plan, const biti
   // As in prepare_activations.
   const double work = 8.0 * static_cast<double>(plan.samples) * static_cast<double>(plan.pixels) *
                       static_cast<double>(plan.channels);
-  if (plan.activation == BITIMPL_ACTIVATION_SIGN) {
+  if (plan.bits) {
     parallel_ranges(pieces, 1, work, threads, sign_range, &q);
-    const double* partials = reinterpret_cast<const double*>(base + layout.partials);
-    for (int64_t s = 0; s < plan.samples; ++s) {
-      scale_signs(q, s, partials + s * of_sample, of_sample);
-    }
+    for (int64_t s = 0; s < plan.samples; ++s) scale_signs(plan, layout, base, s);
     return;
+  }
+  if (plan.activation == BITIMPL_ACTIVATION_SIGN || plan.activation == BITIMPL_ACTIVATION_TERNARY) {
+    return quantize_low(q, work, threads);
   }
   parallel_ranges(pieces, 1, work / 4.0, threads, measure_range, &q);
   const uint32_t* partials = reinterpret_cast<const uint32_t*>(base + layout.partials);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kTileBytes = 192 << 10;  // gathered activations of a tile: part of an L2 cache
 constexpr int64_t kFewTokens = 16;         // what the kernels work on at once
+constexpr int64_t kBitChannels = 16;       // fewer are gathered faster as bytes than as bits
 constexpr double kMaxOffset = 1e18;        // of an element
 
 const char* const kDimensions[3] = {"depth", "height", "width"};
@@ -166,14 +167,24 @@ int plan_conv(const bitimpl_weight& weight, const bitimpl_conv* conv, const biti
   if (status != BITIMPL_OK) return status;
   if (activation == BITIMPL_ACTIVATION_FLOAT) {
     return fail(BITIMPL_UNSUPPORTED,
-                "convolutions take sign, int8 or int16 activations: for float ones decode the weight "
+                "convolutions take sign, ternary, int8 or int16 activations: for float ones decode the weight "
                 "with bitimpl_dequantize");
   }
 
   ConvPlan& p = *plan;
   p = {};
   p.activation = activation;
-  p.planes = activation == BITIMPL_ACTIVATION_INT16 ? 2 : activation == BITIMPL_ACTIVATION_INT8;
+  p.groups = conv->groups;
+  p.group_channels = x->channels / p.groups;
+  p.group_rows = weight.rows / p.groups;
+  p.depthwise = p.groups > 1 && p.group_channels == 1 && p.group_rows == 1;
+  if (p.depthwise) {
+    p.groups = 1;
+    p.group_channels = p.group_rows = weight.rows;
+  }
+  p.bits = !p.depthwise && activation == BITIMPL_ACTIVATION_SIGN &&
+           weight.format == BITIMPL_BINARY && p.group_channels >= kBitChannels;
+  p.planes = p.bits ? 0 : activation == BITIMPL_ACTIVATION_INT16 ? 2 : 1;
   p.padding_value = conv->padding_value;
   p.samples = x->samples;
   p.channels = x->channels;
@@ -192,7 +203,7 @@ int plan_conv(const bitimpl_weight& weight, const bitimpl_conv* conv, const biti
     p.pixels *= p.size[d];
     p.taps *= p.kernel[d];
   }
-  p.corrects = activation == BITIMPL_ACTIVATION_SIGN && p.pads && p.padding_value == 0;
+  p.corrects = p.bits && p.pads && p.padding_value == 0;
   p.rows = weight.rows;
   p.cols = weight.cols;
   const double results = out_pixels * static_cast<double>(p.samples) * static_cast<double>(p.rows);
@@ -206,10 +217,7 @@ int plan_conv(const bitimpl_weight& weight, const bitimpl_conv* conv, const biti
   }
   p.out_pixels = p.out[0] * p.out[1] * p.out[2];
   p.tokens = p.samples * p.out_pixels;
-  p.groups = conv->groups;
-  p.group_channels = p.channels / p.groups;
-  p.group_rows = p.rows / p.groups;
-  p.group_bytes = activation == BITIMPL_ACTIVATION_SIGN ? (p.group_channels + 7) / 8 : p.group_channels;
+  p.group_bytes = p.bits ? (p.group_channels + 7) / 8 : p.group_channels;
   p.pixel_bytes = p.groups * p.group_bytes;
   p.sample_bytes = p.pixels * p.pixel_bytes;
   p.lines = lines_of(*x);
@@ -250,6 +258,15 @@ int check_output(const ConvPlan& plan, const bitimpl_image* y) {
   return BITIMPL_OK;
 }
 
+Activations form_of(const ConvPlan& plan, int64_t rows) {
+  Activations x = {};
+  x.kind = plan.activation;
+  x.planes = plan.planes;
+  x.bit_planes = plan.bits;
+  x.rows = rows;
+  return x;
+}
+
 ConvLayout lay_out_conv(const KernelTable& kernels, const ConvPlan& p, const LinearTask& task) {
   ConvLayout at = {};
   int64_t used = 0;
@@ -258,34 +275,42 @@ ConvLayout lay_out_conv(const KernelTable& kernels, const ConvPlan& p, const Lin
     used = round_up(used + bytes, 64);
     return begin;
   };
-  const bool sign = p.activation == BITIMPL_ACTIVATION_SIGN;
-  const int planes = sign ? 1 : p.planes;
+  const int planes = p.bits ? 1 : p.planes;
   for (int i = 0; i < planes; ++i) at.image[i] = take(p.samples * p.sample_bytes + kSlack);
-  at.partials = take(p.samples * p.lines.count * p.lines.pieces * 8);
+  const int64_t pieces = p.samples * p.lines.count * p.lines.pieces;
+  at.partials = take(pieces * 8);
+  at.counts = take(p.activation == BITIMPL_ACTIVATION_TERNARY ? pieces * 8 : 0);
   at.scale = take(p.samples * 4);
   at.factor = take(p.samples * 4);
   for (int i = 0; i < planes; ++i) at.border[i] = take(p.samples);
   at.tap_sums = take(p.corrects ? task.components * p.taps * p.rows * 4 : 0);
+  const int64_t weights = p.depthwise ? task.components * p.taps * depthwise_stride_of(p.rows) : 0;
+  at.unpacked = take(p.depthwise ? task.components * p.taps * p.rows : 0);
+  at.tap_codes = take(weights * 2);
+  at.tap_scales = take(weights / p.taps * 4);
   at.bias = take(p.rows * 4);
   at.scratch = used;
 
   used = 0;
-  at.row_stride = sign ? 8 * sign_stride_of(p.cols) : q_stride_of(p.cols);
-  at.windows = take(p.tile_tokens * static_cast<int64_t>(sizeof(Window)));
-  for (int i = 0; i < planes; ++i) at.rows[i] = take(p.tile_tokens * at.row_stride + kSlack);
-  for (int i = 0; i < p.planes; ++i) at.sums[i] = take(p.tile_tokens * 4);
+  // A copy writes past the end of a row, but not into the next one.
+  at.row_stride = p.bits ? 8 * sign_stride_of(p.cols + 8 * kOverrun) : q_stride_of(p.cols);
+  at.runs = take(p.tile_tokens * static_cast<int64_t>(sizeof(Run)));
+  at.places = take(p.tile_tokens * 8);
+  for (int i = 0; i < planes && !p.depthwise; ++i) {
+    at.rows[i] = take(p.tile_tokens * at.row_stride + kSlack);
+    at.sums[i] = take(p.planes > 0 ? p.tile_tokens * 4 : 0);
+  }
   at.token_scale = take(p.tile_tokens * 4);
   at.results = take(p.tile_tokens * kChunkRows * 4);
-  at.dots = take(p.corrects ? p.tile_tokens * kChunkRows * 4 : 0);
-  at.totals = take(p.corrects ? p.tile_tokens * kChunkRows * 4 : 0);
+  at.outside = take(p.corrects ? p.tile_tokens * task.components * kChunkRows * 4 : 0);
+  at.outside_at = take(p.corrects ? p.tile_tokens * 8 : 0);
+  at.taps_at = take(p.depthwise ? 2 * p.taps * 8 : 0);
+  at.taps_step = take(p.depthwise ? p.taps * 8 : 0);
   LinearTask part = task;
-  part.x = {};
-  part.x.kind = p.activation;
-  part.x.planes = p.planes;
-  part.x.rows = p.tile_tokens;
+  part.x = form_of(p, p.tile_tokens);
   const ScratchQuery query =
       task.format == BITIMPL_BINARY ? kernels.binary_scratch : kernels.ternary_scratch;
-  at.kernel_scratch = take(query(part));
+  at.kernel_scratch = take(p.depthwise ? 0 : query(part));
   at.scratch_stride = used;
   return at;
 }

@@ -14,7 +14,7 @@
 namespace bitimpl {
 namespace {
 
-int32_t sum_int8(const int8_t* q, int64_t n) {
+int32_t sum_row(const int8_t* q, int64_t n) {
   int32_t sum = 0;
 #if defined(__AVX512VNNI__)
   __m512i sums = _mm512_setzero_si512();
@@ -38,9 +38,20 @@ int32_t sum_int8(const int8_t* q, int64_t n) {
   return sum;
 }
 
+void sum_int8(const int8_t* q, int64_t stride, int64_t n, int64_t rows, int32_t* sums) {
+  for (int64_t i = 0; i < rows; ++i) sums[i] = sum_row(q + i * stride, n);
+}
+
 // Ones among `count` bits from bit `first` on; reads only bytes that hold one of them.
 int64_t count_ones(const uint8_t* bits, int64_t first, int64_t count) {
   int64_t ones = 0;
+  if (first % 8 == 0) {
+    for (; count >= 64; first += 64, count -= 64) {
+      uint64_t word;
+      memcpy(&word, bits + first / 8, sizeof word);
+      ones += __builtin_popcountll(word);
+    }
+  }
   while (count > 0) {
     const int64_t shift = first % 8;
     const int64_t whole = 64 - (shift == 0 ? 0 : 8);
@@ -56,13 +67,20 @@ int64_t count_ones(const uint8_t* bits, int64_t first, int64_t count) {
   return ones;
 }
 
-// A square of elements, a 16-byte register a row. Interleaving rows r and r + half of the square
+// Bytes of a register whose halves can be interleaved in one instruction.
+#if defined(__AVX512F__)
+constexpr int kRegister = 64;
+#else
+constexpr int kRegister = 16;
+#endif
+
+// A square of elements, a register of BYTES bytes a row. Interleaving rows r and r + half of the square
 // into rows 2 r and 2 r + 1 moves the uppermost bit of the row number below the column number's:
 // as many times as a number has bits, and rows and columns have changed places.
-template <class Element>
+template <class Element, int BYTES>
 struct Square {
-  static constexpr int kSide = 16 / sizeof(Element);
-  typedef Element Row __attribute__((vector_size(16)));
+  static constexpr int kSide = BYTES / sizeof(Element);
+  typedef Element Row __attribute__((vector_size(BYTES)));
 
   static void turn(const Element* in, int64_t in_stride, Element* out, int64_t out_stride) {
     Row rows[kSide], next[kSide];
@@ -93,10 +111,10 @@ struct Square {
   }
 };
 
-template <class Element>
+template <class Element, int BYTES>
 void transpose_elements(const Element* in, int64_t in_stride, int64_t rows, int64_t cols,
                         Element* out, int64_t out_stride) {
-  constexpr int64_t kSide = Square<Element>::kSide;
+  constexpr int64_t kSide = Square<Element, BYTES>::kSide;
   for (int64_t c = 0; c < cols; c += kSide) {
     const int64_t wide = cols - c < kSide ? cols - c : kSide;
     for (int64_t r = 0; r < rows; r += kSide) {
@@ -104,7 +122,7 @@ void transpose_elements(const Element* in, int64_t in_stride, int64_t rows, int6
       const Element* from = in + r * in_stride + c;
       Element* to = out + c * out_stride + r;
       if (wide == kSide && high == kSide) {
-        Square<Element>::turn(from, in_stride, to, out_stride);
+        Square<Element, BYTES>::turn(from, in_stride, to, out_stride);
         continue;
       }
       for (int64_t i = 0; i < wide; ++i) {
@@ -117,35 +135,14 @@ void transpose_elements(const Element* in, int64_t in_stride, int64_t rows, int6
 void transpose(const void* in, int64_t in_stride, int64_t rows, int64_t cols, void* out,
                int64_t out_stride, int64_t element_bytes) {
   if (element_bytes == 1) {
-    transpose_elements(static_cast<const uint8_t*>(in), in_stride, rows, cols,
+    transpose_elements<uint8_t, 16>(static_cast<const uint8_t*>(in), in_stride, rows, cols,
                        static_cast<uint8_t*>(out), out_stride);
   } else if (element_bytes == 2) {
-    transpose_elements(static_cast<const uint16_t*>(in), in_stride, rows, cols,
+    transpose_elements<uint16_t, 16>(static_cast<const uint16_t*>(in), in_stride, rows, cols,
                        static_cast<uint16_t*>(out), out_stride);
   } else {
-    transpose_elements(static_cast<const uint32_t*>(in), in_stride, rows, cols,
+    transpose_elements<uint32_t, kRegister>(static_cast<const uint32_t*>(in), in_stride, rows, cols,
                        static_cast<uint32_t*>(out), out_stride);
-  }
-}
-
-// total = (first ? 0 : total) + scale * (dot + outside), the t of impl.h; null `outside` for zeros.
-void add_scaled(const float* dot, const int32_t* outside, const float* scale, int64_t n, bool first,
-                float* total) {
-  constexpr int64_t kPiece = 64;
-  float values[kPiece];
-  for (int64_t begin = 0; begin < n; begin += kPiece) {
-    const int64_t count = n - begin < kPiece ? n - begin : kPiece;
-    for (int64_t i = 0; i < count; ++i) values[i] = dot[begin + i];
-    if (outside != nullptr) {
-      // Integers below 2^24 on both sides: exact.
-      for (int64_t i = 0; i < count; ++i) values[i] += static_cast<float>(outside[begin + i]);
-    }
-    for (int64_t i = 0; i < count; ++i) values[i] = scale[begin + i] * values[i];
-    if (first) {
-      for (int64_t i = 0; i < count; ++i) total[begin + i] = 0.0f + values[i];
-    } else {
-      for (int64_t i = 0; i < count; ++i) total[begin + i] = total[begin + i] + values[i];
-    }
   }
 }
 

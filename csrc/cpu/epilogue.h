@@ -85,13 +85,13 @@ namespace {
   for (int64_t begin = 0; begin < count; begin += kPiece) {
     const int64_t n = count - begin < kPiece ? count - begin : kPiece;
     const int64_t at = token * task.y_stride + row_begin + begin;
-    for (int64_t i = 0; i < n; ++i) values[i] = t[begin + i] * scale;
+    float* __restrict out = task.y_dtype == BITIMPL_F32 ? static_cast<float*>(task.y) + at : values;
+    for (int64_t i = 0; i < n; ++i) out[i] = t[begin + i] * scale;
     if (bias != nullptr) {
-      for (int64_t i = 0; i < n; ++i) values[i] = values[i] + bias[begin + i];
+      for (int64_t i = 0; i < n; ++i) out[i] = out[i] + bias[begin + i];
     }
-    if (task.y_dtype == BITIMPL_F32) {
-      memcpy(static_cast<float*>(task.y) + at, values, static_cast<size_t>(n) * sizeof(float));
-    } else if (task.y_dtype == BITIMPL_BF16) {
+    if (task.y_dtype == BITIMPL_F32) continue;
+    if (task.y_dtype == BITIMPL_BF16) {
       uint16_t* y = static_cast<uint16_t*>(task.y) + at;
       for (int64_t i = 0; i < n; ++i) y[i] = bf16_from_float(values[i]);
     } else {

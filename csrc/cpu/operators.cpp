@@ -31,6 +31,7 @@ const char* name_of_activation(int32_t activation) {
   switch (activation) {
     case BITIMPL_ACTIVATION_FLOAT: return "float";
     case BITIMPL_ACTIVATION_SIGN: return "sign";
+    case BITIMPL_ACTIVATION_TERNARY: return "ternary";
     case BITIMPL_ACTIVATION_INT8: return "int8";
     case BITIMPL_ACTIVATION_INT16: return "int16";
     default: return nullptr;
@@ -46,14 +47,9 @@ int check_operator(Operator op, const char* family, const bitimpl_weight& w, int
   }
   if (name_of_activation(activation) == nullptr) {
     return fail(BITIMPL_INVALID_ARGUMENT,
-                "activation is %d: use %d (float), %d (sign), %d (int8) or %d (int16)", activation,
-                BITIMPL_ACTIVATION_FLOAT, BITIMPL_ACTIVATION_SIGN, BITIMPL_ACTIVATION_INT8,
-                BITIMPL_ACTIVATION_INT16);
-  }
-  if (activation == BITIMPL_ACTIVATION_SIGN && !binary) {
-    return fail(BITIMPL_UNSUPPORTED,
-                "sign activations need binary weights, these are %s: use int8 activations",
-                name_of_format(w.format));
+                "activation is %d: use %d (float), %d (sign), %d (ternary), %d (int8) or %d (int16)",
+                activation, BITIMPL_ACTIVATION_FLOAT, BITIMPL_ACTIVATION_SIGN,
+                BITIMPL_ACTIVATION_TERNARY, BITIMPL_ACTIVATION_INT8, BITIMPL_ACTIVATION_INT16);
   }
   if (activation != BITIMPL_ACTIVATION_FLOAT && segment_of(w) > kMaxSegment) {
     return fail(BITIMPL_UNSUPPORTED,
@@ -106,10 +102,10 @@ LinearTask describe(const bitimpl_weight& w) {
   return task;
 }
 
-double operator_work(const LinearTask& task, int32_t activation, int32_t planes, int64_t tokens) {
-  const double cost = activation == BITIMPL_ACTIVATION_FLOAT  ? 4.0
-                      : activation == BITIMPL_ACTIVATION_SIGN ? 0.25
-                                                              : planes;
+double operator_work(const LinearTask& task, const Activations& x, int64_t tokens) {
+  const double cost = x.kind == BITIMPL_ACTIVATION_FLOAT ? 4.0
+                      : x.planes > 0                     ? x.planes
+                                                         : 0.25 * x.bit_planes;
   return cost * static_cast<double>(tokens) * static_cast<double>(task.rows) *
          static_cast<double>(task.cols) * task.components;
 }
@@ -134,9 +130,10 @@ const float* float_bias(const KernelTable& kernels, const void* bias, int32_t bi
   return room;
 }
 
-void record_served(const char* op, const char* format, int32_t activation, int64_t tokens,
-                   const char* isa) {
-  served = {op, format, name_of_activation(activation), tokens <= kGemvTokens ? "gemv" : "gemm", isa};
+void record_served(const char* op, const char* format, const Activations& x, const char* isa,
+                   const char* form) {
+  if (form == nullptr) form = x.rows <= kGemvTokens ? "gemv" : "gemm";
+  served = {op, format, name_of_activation(x.kind), form, isa};
 }
 
 }  // namespace bitimpl

@@ -29,8 +29,8 @@ LinearTask describe(const bitimpl_weight& w);
 
 // Work of an operator on `tokens` tokens, or output positions, in the multiply-accumulates that
 // parallel.h counts: int8 products are the unit, float products run at about a quarter of their rate,
-// signs at several times it.
-double operator_work(const LinearTask& task, int32_t activation, int32_t planes, int64_t tokens);
+// bits at several times it. Of x only the form counts.
+double operator_work(const LinearTask& task, const Activations& x, int64_t tokens);
 
 // Few pieces of work for the threads: into how many parts to cut `tokens` so that each thread finds
 // two of the `pieces` times that many, but never into fewer tokens than a kernel works on at once.
@@ -44,9 +44,9 @@ const float* float_bias(const KernelTable& kernels, const void* bias, int32_t bi
                         int64_t rows, float* room);
 
 // Remembers what served this thread's last operator call, for bitimpl_last_kernel(). The strings
-// are literals.
-void record_served(const char* op, const char* format, int32_t activation, int64_t tokens,
-                   const char* isa);
+// are literals; of x the kind and the rows count. `form` null: the one for so many rows.
+void record_served(const char* op, const char* format, const Activations& x, const char* isa,
+                   const char* form);
 
 }  // namespace bitimpl
 

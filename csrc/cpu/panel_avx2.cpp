@@ -1,6 +1,6 @@
 // Panels for AVX2: one vector, held in two registers, x 4 activation rows. vpmaddubsw adds the
 // products of two columns to int16; sums stay there for as long as they fit and are then widened.
-#include "panel.h"
+#include "byte_panel.h"
 #include "simd_avx2.h"
 
 namespace bitimpl {
@@ -111,8 +111,12 @@ struct Avx2Panel : PlainSums {
 
 bool panel_serves_avx2(const LinearTask& task) { return panel_serves<Avx2Panel>(task); }
 
-int64_t panel_scratch_avx2(const LinearTask& task) { return PanelLayout(task).bytes; }
+int64_t panel_scratch_avx2(const LinearTask& task) {
+  return PanelLayout<BytePanel<Avx2Panel>>(task).bytes;
+}
 
-void panel_avx2(const LinearTask& task, const Tile& tile) { run_panel<Avx2Panel>(task, tile); }
+void panel_avx2(const LinearTask& task, const Tile& tile) {
+  run_panel<BytePanel<Avx2Panel>>(task, tile);
+}
 
 }  // namespace bitimpl

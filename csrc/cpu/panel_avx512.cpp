@@ -1,12 +1,12 @@
 // Panels for AVX-512 with VNNI: 2 vectors x 12 activation rows in 24 accumulators, 2 loads of weights
 // and 12 broadcasts for 24 multiplications.
-#include "panel.h"
-#include "simd_avx512.h"
+#include "byte_panel.h"
+#include "panel_avx512.h"
 
 namespace bitimpl {
 namespace {
 
-struct Avx512Panel {
+struct Avx512Panel : Avx512Sums {
   static constexpr int kVectors = 2;
   static constexpr int kTokens = 12;
 
@@ -88,44 +88,18 @@ struct Avx512Panel {
       for (int t = 0; t < T; ++t) _mm512_store_si512(sums + (v * T + t) * kPanelLanes, sum[v][t]);
     }
   }
-
-  static void add_scaled(const int32_t* sums, int32_t offset, const float* scale, float* t) {
-    add_product(scale, _mm512_cvtepi32_ps(dot_of(sums, offset)), t);
-  }
-
-  static void add_scaled(const int32_t* high, int32_t high_offset, const int32_t* low,
-                         int32_t low_offset, const float* scale, float* t) {
-    add_product(scale, combine_planes(dot_of(high, high_offset), dot_of(low, low_offset)), t);
-  }
-
-  static __m512i dot_of(const int32_t* sums, int32_t offset) {
-    return _mm512_sub_epi32(_mm512_load_si512(sums), _mm512_set1_epi32(offset));
-  }
-
-  static void add_product(const float* scale, __m512 dot, float* t) {
-    const __m512 product = _mm512_mul_ps(_mm512_loadu_ps(scale), dot);
-    _mm512_store_ps(t, _mm512_add_ps(_mm512_load_ps(t), product));
-  }
-
-  static void finish(const LinearTask& task, int64_t token, int64_t row, int64_t count,
-                     const int32_t* sums, int32_t offset, const float* scale) {
-    const __m512 dot = _mm512_cvtepi32_ps(dot_of(sums, offset));
-    const __m512 t = _mm512_mul_ps(_mm512_loadu_ps(scale), dot);
-    // From zero, as impl.h has it: a negative scale times 0 is -0, the sum is not.
-    store_vector(task, token, row, count, _mm512_add_ps(_mm512_setzero_ps(), t));
-  }
-
-  static void store(const LinearTask& task, int64_t token, int64_t row, int64_t count, const float* t) {
-    store_vector(task, token, row, count, _mm512_loadu_ps(t));
-  }
 };
 
 }  // namespace
 
 bool panel_serves_avx512(const LinearTask& task) { return panel_serves<Avx512Panel>(task); }
 
-int64_t panel_scratch_avx512(const LinearTask& task) { return PanelLayout(task).bytes; }
+int64_t panel_scratch_avx512(const LinearTask& task) {
+  return PanelLayout<BytePanel<Avx512Panel>>(task).bytes;
+}
 
-void panel_avx512(const LinearTask& task, const Tile& tile) { run_panel<Avx512Panel>(task, tile); }
+void panel_avx512(const LinearTask& task, const Tile& tile) {
+  run_panel<BytePanel<Avx512Panel>>(task, tile);
+}
 
 }  // namespace bitimpl

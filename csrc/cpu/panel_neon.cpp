@@ -75,8 +75,12 @@ struct NeonPanel : NeonDecode {
 
 bool panel_serves_neon(const LinearTask& task) { return panel_serves<NeonPanel>(task); }
 
-int64_t panel_scratch_neon(const LinearTask& task) { return PanelLayout(task).bytes; }
+int64_t panel_scratch_neon(const LinearTask& task) {
+  return PanelLayout<BytePanel<NeonPanel>>(task).bytes;
+}
 
-void panel_neon(const LinearTask& task, const Tile& tile) { run_panel<NeonPanel>(task, tile); }
+void panel_neon(const LinearTask& task, const Tile& tile) {
+  run_panel<BytePanel<NeonPanel>>(task, tile);
+}
 
 }  // namespace bitimpl

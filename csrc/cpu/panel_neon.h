@@ -3,7 +3,7 @@
 #ifndef BITIMPL_CPU_PANEL_NEON_H
 #define BITIMPL_CPU_PANEL_NEON_H
 
-#include "panel.h"
+#include "byte_panel.h"
 #include "simd_neon.h"
 
 namespace bitimpl {

@@ -86,8 +86,12 @@ struct NeonMatrixPanel : NeonDecode {
 
 bool panel_serves_neon_i8mm(const LinearTask& task) { return panel_serves<NeonMatrixPanel>(task); }
 
-int64_t panel_scratch_neon_i8mm(const LinearTask& task) { return PanelLayout(task).bytes; }
+int64_t panel_scratch_neon_i8mm(const LinearTask& task) {
+  return PanelLayout<BytePanel<NeonMatrixPanel>>(task).bytes;
+}
 
-void panel_neon_i8mm(const LinearTask& task, const Tile& tile) { run_panel<NeonMatrixPanel>(task, tile); }
+void panel_neon_i8mm(const LinearTask& task, const Tile& tile) {
+  run_panel<BytePanel<NeonMatrixPanel>>(task, tile);
+}
 
 }  // namespace bitimpl

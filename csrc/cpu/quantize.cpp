@@ -50,6 +50,12 @@ struct Row {
     }
   }
 
+  // The same over the whole row, in pieces of kChunk columns whatever the type.
+  template <class Visit>
+  void each_piece(Visit visit) {
+    for (int64_t k = 0; k < cols; k += kChunk) each(k, cols - k < kChunk ? cols : k + kChunk, visit);
+  }
+
   uint32_t max_magnitude() {
     uint32_t most = 0;
     each(0, cols, [&](int64_t, int64_t count, const float* values) {
@@ -99,57 +105,132 @@ void quantize_row_int16(Row& row, int64_t segment, int8_t* hi, int8_t* lo, int32
   }
 }
 
-void pack_row_signs(Row& row, uint64_t* signs, int64_t words, float* scale) {
-  double sum = 0.0;
-  row.each(0, row.cols, [&](int64_t k, int64_t count, const float* values) {
-    sum += row.kernels.pack_signs(values, count, signs + k / 64);
-  });
-  const int64_t used = (row.cols + 63) / 64;
-  memset(signs + used, 0, static_cast<size_t>(words - used) * sizeof(uint64_t));
-  // Magnitudes of float32 cannot overflow a float64: the sum is finite where all of them are.
-  *scale = isfinite(sum) ? static_cast<float>(sum / static_cast<double>(row.cols)) : NAN;
-}
+// Signs or ternary values of a row, as bits and as what kernels take of them: the one or the other is
+// written. Always in the same pieces, so that the sums are the same in either form.
+struct BitRow {
+  Row& row;
+  bool ternary;
+  uint64_t* signs;    // null: q
+  uint64_t* nonzero;  // TERNARY
+  int8_t* q;
+  int64_t segment;
+  int32_t* sums;  // of q or, as bits, the ones of `nonzero`; null: nobody asks
+  uint64_t piece[2][kChunk / 64];
+
+  // The piece of `count` columns from k on, as bits, to q or to the segments' counts.
+  void spread(int64_t k, int64_t count, const uint64_t* sign, const uint64_t* present) {
+    const uint8_t* plus = reinterpret_cast<const uint8_t*>(sign);
+    const uint8_t* kept = reinterpret_cast<const uint8_t*>(present);
+    for (int64_t at = k; at < k + count;) {
+      const int64_t g = at / segment;
+      const int64_t stop = (g + 1) * segment < k + count ? (g + 1) * segment : k + count;
+      const int64_t byte = (at - k) / 8;
+      if (signs == nullptr) {
+        sums[g] += row.kernels.spread_bits(plus + byte, kept == nullptr ? nullptr : kept + byte,
+                                           stop - at, q + at);
+      } else {
+        sums[g] += static_cast<int32_t>(row.kernels.count_ones(kept, at - k, stop - at));
+      }
+      at = stop;
+    }
+  }
+
+  // Fills the row; returns its scale.
+  float fill() {
+    const double cols = static_cast<double>(row.cols);
+    double sum = 0.0;
+    float threshold = 0.0f;
+    if (ternary) {
+      row.each_piece([&](int64_t, int64_t count, const float* values) {
+        sum += row.kernels.sum_magnitudes(values, count);
+      });
+      threshold = ternary_threshold(sum, cols);
+      sum = 0.0;
+    }
+    int64_t kept = 0;
+    row.each_piece([&](int64_t k, int64_t count, const float* values) {
+      uint64_t* sign = signs == nullptr ? piece[0] : signs + k / 64;
+      uint64_t* present = signs == nullptr ? piece[1] : nonzero + k / 64;
+      if (ternary) {
+        sum += row.kernels.pack_ternary(values, count, threshold, sign, present);
+        kept += row.kernels.count_ones(reinterpret_cast<const uint8_t*>(present), 0, count);
+      } else {
+        sum += row.kernels.pack_signs(values, count, sign);
+        present = nullptr;
+      }
+      if (sums != nullptr) spread(k, count, sign, present);
+    });
+    return ternary ? ternary_scale(threshold, sum, kept) : mean_magnitude(sum, cols);
+  }
+};
 
 // Everything a thread needs to prepare a range of rows.
 struct Preparation {
   const KernelTable& kernels;
   const bitimpl_matrix& x;
-  int64_t segment;
-  int64_t segments;
+  const LinearTask& task;
   const WorkspaceLayout& layout;
-  int32_t activation;
   char* base;
+
+  template <class Value>
+  Value* at(int64_t offset) const {
+    return reinterpret_cast<Value*>(base + offset);
+  }
+
+  // SIGN and TERNARY.
+  void prepare_bits(Row& row, int64_t m) const {
+    const int64_t segments = task.segments;
+    const bool ternary = task.x.kind == BITIMPL_ACTIVATION_TERNARY;
+    BitRow bits = {row, ternary, nullptr, nullptr, nullptr, task.segment, nullptr, {}};
+    if (task.x.planes > 0) {
+      bits.q = at<int8_t>(layout.q[0]) + m * layout.q_stride;
+      bits.sums = at<int32_t>(layout.sums[0]) + m * segments;
+      memset(bits.q + row.cols, 0, static_cast<size_t>(layout.q_stride - row.cols));
+    } else {
+      const int64_t used = (row.cols + 63) / 64;
+      const size_t rest = static_cast<size_t>(layout.sign_stride - used) * sizeof(uint64_t);
+      bits.signs = at<uint64_t>(layout.signs) + m * layout.sign_stride;
+      memset(bits.signs + used, 0, rest);
+      if (ternary) {
+        bits.nonzero = at<uint64_t>(layout.nonzero) + m * layout.sign_stride;
+        bits.sums = at<int32_t>(layout.counts) + m * segments;
+        memset(bits.nonzero + used, 0, rest);
+      }
+    }
+    if (bits.sums != nullptr) memset(bits.sums, 0, static_cast<size_t>(segments) * sizeof(int32_t));
+    at<float>(layout.scale)[m] = bits.fill();
+  }
 };
 
 void prepare_range(void* context, int, int64_t begin, int64_t end) {
   const Preparation& p = *static_cast<const Preparation*>(context);
   const WorkspaceLayout& at = p.layout;
-  float* scale = reinterpret_cast<float*>(p.base + at.scale);
+  const int32_t kind = p.task.x.kind;
+  const int64_t segment = p.task.segment;
+  float* scale = p.at<float>(at.scale);
   for (int64_t m = begin; m < end; ++m) {
     Row row(p.kernels, p.x, m);
-    if (p.activation == BITIMPL_ACTIVATION_FLOAT) {
-      float* values = reinterpret_cast<float*>(p.base + at.values) + m * row.cols;
-      p.kernels.to_float(row.data, row.dtype, row.cols, values);
+    if (kind == BITIMPL_ACTIVATION_FLOAT) {
+      p.kernels.to_float(row.data, row.dtype, row.cols, p.at<float>(at.values) + m * row.cols);
       continue;
     }
-    if (p.activation == BITIMPL_ACTIVATION_SIGN) {
-      uint64_t* signs = reinterpret_cast<uint64_t*>(p.base + at.signs) + m * at.sign_stride;
-      pack_row_signs(row, signs, at.sign_stride, scale + m);
+    if (kind == BITIMPL_ACTIVATION_SIGN || kind == BITIMPL_ACTIVATION_TERNARY) {
+      p.prepare_bits(row, m);
       continue;
     }
     int8_t* q[2];
     int32_t* sums[2];
     for (int plane = 0; plane < 2; ++plane) {
-      q[plane] = reinterpret_cast<int8_t*>(p.base + at.q[plane]) + m * at.q_stride;
-      sums[plane] = reinterpret_cast<int32_t*>(p.base + at.sums[plane]) + m * p.segments;
+      q[plane] = p.at<int8_t>(at.q[plane]) + m * at.q_stride;
+      sums[plane] = p.at<int32_t>(at.sums[plane]) + m * p.task.segments;
     }
     const size_t padding = static_cast<size_t>(at.q_stride - row.cols);
     memset(q[0] + row.cols, 0, padding);
-    if (p.activation == BITIMPL_ACTIVATION_INT8) {
-      quantize_row_int8(row, p.segment, q[0], sums[0], scale + m);
+    if (kind == BITIMPL_ACTIVATION_INT8) {
+      quantize_row_int8(row, segment, q[0], sums[0], scale + m);
     } else {
       memset(q[1] + row.cols, 0, padding);
-      quantize_row_int16(row, p.segment, q[0], q[1], sums[0], sums[1], scale + m);
+      quantize_row_int16(row, segment, q[0], q[1], sums[0], sums[1], scale + m);
     }
   }
 }
@@ -167,8 +248,23 @@ float quantisation_factor(uint32_t magnitude_bits, float limit, float* scale) {
   return limit / amax;
 }
 
-WorkspaceLayout lay_out_workspace(int64_t tokens, int64_t rows, int64_t cols, int64_t segments,
-                                  int32_t activation, int64_t kernel_scratch) {
+float mean_magnitude(double sum, double count) {
+  // Magnitudes of float32 cannot overflow a float64: the sum is finite where all of them are.
+  return isfinite(sum) ? static_cast<float>(sum / count) : NAN;
+}
+
+float ternary_threshold(double sum, double count) {
+  return isfinite(sum) ? static_cast<float>(0.75 * (sum / count)) : NAN;
+}
+
+float ternary_scale(float threshold, double kept_sum, int64_t kept) {
+  if (isnan(threshold)) return NAN;
+  return kept > 0 ? static_cast<float>(kept_sum / static_cast<double>(kept)) : 0.0f;
+}
+
+WorkspaceLayout lay_out_workspace(const LinearTask& task, int64_t kernel_scratch) {
+  const Activations& x = task.x;
+  const int64_t tokens = x.rows;
   WorkspaceLayout layout = {};
   int64_t used = 0;
   const auto take = [&used](int64_t bytes) {
@@ -176,53 +272,52 @@ WorkspaceLayout lay_out_workspace(int64_t tokens, int64_t rows, int64_t cols, in
     used = round_up(used + bytes, 64);
     return at;
   };
-  layout.q_stride = q_stride_of(cols);
-  layout.sign_stride = sign_stride_of(cols);
+  layout.q_stride = q_stride_of(task.cols);
+  layout.sign_stride = sign_stride_of(task.cols);
 
-  const bool integer = activation == BITIMPL_ACTIVATION_INT8 || activation == BITIMPL_ACTIVATION_INT16;
-  const int planes = activation == BITIMPL_ACTIVATION_INT16 ? 2 : 1;
-  layout.values = take(activation == BITIMPL_ACTIVATION_FLOAT ? tokens * cols * 4 : 0);
+  layout.values = take(x.kind == BITIMPL_ACTIVATION_FLOAT ? tokens * task.cols * 4 : 0);
   for (int plane = 0; plane < 2; ++plane) {
-    const bool present = integer && plane < planes;
-    layout.q[plane] = take(present ? tokens * layout.q_stride : 0);
-    layout.sums[plane] = take(present ? tokens * segments * 4 : 0);
+    layout.q[plane] = take(plane < x.planes ? tokens * layout.q_stride : 0);
+    layout.sums[plane] = take(plane < x.planes ? tokens * task.segments * 4 : 0);
   }
-  layout.signs = take(activation == BITIMPL_ACTIVATION_SIGN ? tokens * layout.sign_stride * 8 : 0);
+  layout.signs = take(x.bit_planes > 0 ? tokens * layout.sign_stride * 8 : 0);
+  layout.nonzero = take(x.bit_planes > 1 ? tokens * layout.sign_stride * 8 : 0);
+  layout.counts = take(x.bit_planes > 1 ? tokens * task.segments * 4 : 0);
   layout.scale = take(tokens * 4);
-  layout.bias = take(rows * 4);
+  layout.bias = take(task.rows * 4);
   layout.scratch = used;
   layout.scratch_stride = round_up(kernel_scratch, 64);
   return layout;
 }
 
-void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x, int32_t activation,
-                         int64_t segment, int64_t segments, const WorkspaceLayout& layout,
-                         char* base, int threads, Activations* out) {
-  *out = {};
-  out->kind = activation;
-  out->rows = x.rows;
-  if (activation == BITIMPL_ACTIVATION_FLOAT && x.dtype == BITIMPL_F32) {
+void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x,
+                         const WorkspaceLayout& layout, char* base, int threads, LinearTask* task) {
+  Activations* out = &task->x;
+  if (out->kind == BITIMPL_ACTIVATION_FLOAT && x.dtype == BITIMPL_F32) {
     out->values = static_cast<const float*>(x.data);
     out->value_stride = x.row_stride;
     return;
   }
-  Preparation preparation = {kernels, x, segment, segments, layout, activation, base};
+  Preparation preparation = {kernels, x, *task, layout, base};
   // Reading, scaling and rounding one activation costs about as much as 8 multiply-accumulates.
   const double work = 8.0 * static_cast<double>(x.rows) * static_cast<double>(x.cols);
   parallel_ranges(x.rows, 1, work, threads, prepare_range, &preparation);
 
-  if (activation == BITIMPL_ACTIVATION_FLOAT) {
+  if (out->kind == BITIMPL_ACTIVATION_FLOAT) {
     out->values = reinterpret_cast<const float*>(base + layout.values);
     out->value_stride = x.cols;
     return;
   }
   out->scale = reinterpret_cast<const float*>(base + layout.scale);
-  if (activation == BITIMPL_ACTIVATION_SIGN) {
+  if (out->bit_planes > 0) {
     out->signs = reinterpret_cast<const uint64_t*>(base + layout.signs);
     out->sign_stride = layout.sign_stride;
+    if (out->bit_planes > 1) {
+      out->nonzero = reinterpret_cast<const uint64_t*>(base + layout.nonzero);
+      out->counts = reinterpret_cast<const int32_t*>(base + layout.counts);
+    }
     return;
   }
-  out->planes = activation == BITIMPL_ACTIVATION_INT16 ? 2 : 1;
   out->q_stride = layout.q_stride;
   for (int plane = 0; plane < out->planes; ++plane) {
     out->q[plane] = reinterpret_cast<const int8_t*>(base + layout.q[plane]);

@@ -19,6 +19,15 @@ constexpr float kInt16Limit = 32512.0f;  // 127 * 256
 // NaN where the magnitude is not finite.
 float quantisation_factor(uint32_t magnitude_bits, float limit, float* scale);
 
+// mean |x| from the sum over `count` values: the scale of signs. NaN where one of them is not finite.
+float mean_magnitude(double sum, double count);
+// What magnitudes must exceed not to become a ternary 0: 0.75 mean |x|; NaN, which nothing exceeds, where
+// one of them is not finite.
+float ternary_threshold(double sum, double count);
+// The scale of ternary values: the mean magnitude of those that are not 0, from their sum; 0 where there
+// are none. NaN where the threshold is.
+float ternary_scale(float threshold, double kept_sum, int64_t kept);
+
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -38,6 +47,8 @@ struct WorkspaceLayout {
   int64_t q[2];     // int8 planes
   int64_t sums[2];  // segment sums of each plane
   int64_t signs;
+  int64_t nonzero;
+  int64_t counts;   // ones of `nonzero` in each segment
   int64_t scale;    // activation scales
   int64_t bias;     // float32 copy of the bias, used unless it is float32 already
   int64_t scratch;  // scratch_stride bytes for each thread
@@ -47,15 +58,14 @@ struct WorkspaceLayout {
   int64_t sign_stride;  // words
 };
 
-// `kernel_scratch`: bytes one thread of the kernel needs.
-WorkspaceLayout lay_out_workspace(int64_t tokens, int64_t rows, int64_t cols, int64_t segments,
-                                  int32_t activation, int64_t kernel_scratch);
+// For a task whose x says its kind, rows and planes. `kernel_scratch`: bytes one thread of the kernel
+// needs.
+WorkspaceLayout lay_out_workspace(const LinearTask& task, int64_t kernel_scratch);
 
-// Converts and quantises x (checked by the caller) into `base` as `layout` says and describes the
-// result in *out. `threads` scratch slices are available.
-void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x, int32_t activation,
-                         int64_t segment, int64_t segments, const WorkspaceLayout& layout,
-                         char* base, int threads, Activations* out);
+// Converts and quantises x (checked by the caller) into `base` as `layout` says and fills task->x, whose
+// kind, rows and planes are set. `threads` scratch slices are available.
+void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x,
+                         const WorkspaceLayout& layout, char* base, int threads, LinearTask* task);
 
 }  // namespace bitimpl
 

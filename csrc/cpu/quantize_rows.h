@@ -163,9 +163,8 @@ inline void add_magnitudes(const float* x, Doubles& sum) {
 #endif
 }
 
-// Sign words of n values; the sum of their magnitudes, in 32 interleaved partial sums whatever the
-// instruction set, so that all agree on its last bit.
-double pack_signs(const float* x, int64_t n, uint64_t* signs) {
+// In 32 interleaved partial sums whatever the instruction set, so that all agree on its last bit.
+double sum_magnitudes(const float* x, int64_t n) {
   constexpr int64_t kTurn = 32;
   Doubles a = {}, b = {}, c = {}, d = {};
   int64_t i = 0;
@@ -183,11 +182,72 @@ double pack_signs(const float* x, int64_t n, uint64_t* signs) {
     add_magnitudes(rest + 16, c);
     add_magnitudes(rest + 24, d);
   }
+  const Doubles sum = (a + c) + (b + d);
+  return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+}
+
+double pack_signs(const float* x, int64_t n, uint64_t* signs) {
   for (int64_t begin = 0; begin < n; begin += 64) {
     signs[begin / 64] = sign_word(x + begin, n - begin < 64 ? n - begin : 64);
   }
-  const Doubles sum = (a + c) + (b + d);
-  return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+  return sum_magnitudes(x, n);
+}
+
+double pack_ternary(const float* x, int64_t n, float threshold, uint64_t* signs, uint64_t* nonzero) {
+  constexpr int64_t kPiece = 1024;
+  float kept[kPiece];
+  double sum = 0.0;
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    const int64_t count = n - begin < kPiece ? n - begin : kPiece;
+    const float* from = x + begin;
+    for (int64_t k = 0; k < count; k += 64) {
+      const int64_t some = count - k < 64 ? count - k : 64;
+      // sign_word() of this is the bit of `nonzero`.
+      float above[64];
+      for (int64_t i = 0; i < some; ++i) {
+        const float magnitude = from[k + i] < 0.0f ? -from[k + i] : from[k + i];
+        above[i] = magnitude > threshold ? 1.0f : -1.0f;
+        kept[k + i] = magnitude > threshold ? magnitude : 0.0f;
+      }
+      signs[(begin + k) / 64] = sign_word(from + k, some);
+      nonzero[(begin + k) / 64] = sign_word(above, some);
+    }
+    sum += sum_magnitudes(kept, count);
+  }
+  return sum;
+}
+
+// Bit i of a byte in byte i of a word, 0 or 1 each.
+inline uint64_t bits_to_bytes(uint64_t bits) {
+  const uint64_t places = bits * 0x0101010101010101ull & 0x8040201008040201ull;
+  return (places + 0x7f7f7f7f7f7f7f7full) >> 7 & 0x0101010101010101ull;
+}
+
+int32_t spread_bits(const uint8_t* signs, const uint8_t* nonzero, int64_t n, int8_t* q) {
+  int32_t sum = 0;
+  int64_t k = 0;
+#if defined(__AVX512BW__)
+  for (; k + 64 <= n; k += 64) {
+    uint64_t plus, present = ~uint64_t{0};
+    memcpy(&plus, signs + k / 8, sizeof plus);
+    if (nonzero != nullptr) memcpy(&present, nonzero + k / 8, sizeof present);
+    const uint64_t minus = present & ~plus;
+    const __m512i ones = _mm512_maskz_set1_epi8(present, 1);
+    _mm512_storeu_si512(q + k, _mm512_mask_set1_epi8(ones, minus, -1));
+    sum += __builtin_popcountll(present) - 2 * __builtin_popcountll(minus);
+  }
+#endif
+  for (; k < n; k += 8) {
+    const int64_t count = n - k < 8 ? n - k : 8;
+    const uint32_t present = ((1u << count) - 1) & (nonzero == nullptr ? 0xffu : nonzero[k / 8]);
+    const uint32_t plus = present & signs[k / 8];
+    const uint32_t minus = present & ~plus;
+    sum += __builtin_popcount(plus) - __builtin_popcount(minus);
+    // A byte of 1 times 255 is -1; no byte carries into the next.
+    const uint64_t bytes = bits_to_bytes(plus) + bits_to_bytes(minus) * 255;
+    memcpy(q + k, &bytes, static_cast<size_t>(count));
+  }
+  return sum;
 }
 
 }  // namespace

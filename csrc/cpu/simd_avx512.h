@@ -38,20 +38,20 @@ constexpr DigitTable make_digit_table() {
 constexpr DigitTable kDigitTable = make_digit_table();
 
 struct Base3Decoder {
-  __m512i low0, low1, high0, high1;
+  __m512i low, high, once, twice;
 
   Base3Decoder() {
-    low0 = _mm512_load_si512(kDigitTable.bytes);
-    low1 = _mm512_load_si512(kDigitTable.bytes + 64);
-    high0 = _mm512_load_si512(kDigitTable.bytes + 128);
-    high1 = _mm512_load_si512(kDigitTable.bytes + 192);
+    low = _mm512_load_si512(kDigitTable.bytes);
+    high = _mm512_load_si512(kDigitTable.bytes + 64);
+    once = _mm512_set1_epi8(81);
+    twice = _mm512_set1_epi8(static_cast<char>(162));
   }
 
-  // A permute sees 7 bits of an index; bit 7 chooses between the halves of the table.
+  // Digits 0..3 depend on the byte modulo 81 only: a difference below 0 wraps to more than the byte,
+  // so that the least of the three is the remainder, and 128 entries of the table serve.
   __m512i two_bit(__m512i raw) const {
-    const __m512i low = _mm512_permutex2var_epi8(low0, raw, low1);
-    const __m512i high = _mm512_permutex2var_epi8(high0, raw, high1);
-    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(raw), low, high);
+    const __m512i above = _mm512_min_epu8(_mm512_sub_epi8(raw, once), _mm512_sub_epi8(raw, twice));
+    return _mm512_permutex2var_epi8(low, _mm512_min_epu8(raw, above), high);
   }
 };
 

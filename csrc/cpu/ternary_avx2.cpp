@@ -80,11 +80,13 @@ struct Avx2 {
 }  // namespace
 
 void ternary_avx2(const LinearTask& task, const Tile& tile) {
-  if (panel_serves_avx2(task)) panel_avx2(task, tile);
+  if (bit_panel_serves(task)) bit_panel_avx2(task, tile);
+  else if (panel_serves_avx2(task)) panel_avx2(task, tile);
   else run_ternary<Avx2>(task, tile);
 }
 
 int64_t ternary_scratch_avx2(const LinearTask& task) {
+  if (bit_panel_serves(task)) return bit_panel_scratch_avx2(task);
   return panel_serves_avx2(task) ? panel_scratch_avx2(task) : 0;
 }
 

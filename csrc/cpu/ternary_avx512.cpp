@@ -62,11 +62,18 @@ inline void prefetch_step(const uint8_t* codes) {
 
 // ---- rows ---------------------------------------------------------------------------------
 
-// Dword j of every lane of the result is that lane's sum of row j.
+// Dword j of every lane of the result is that lane's sum of row j. digit[j] sums digit * 4^j; base3:
+// digit[3] those of all four.
+template <bool BASE3>
 inline __m512i sum_rows(const __m512i digit[4]) {
   const __m512i a1 = _mm512_srai_epi32(digit[1], 2);
   const __m512i a2 = _mm512_srai_epi32(digit[2], 4);
-  const __m512i a3 = _mm512_srai_epi32(digit[3], 6);
+  __m512i last = digit[3];
+  if (BASE3) {
+    BITIMPL_UNROLL
+    for (int j = 0; j < 3; ++j) last = _mm512_sub_epi32(last, digit[j]);
+  }
+  const __m512i a3 = _mm512_srai_epi32(last, 6);
   const __m512i low =
       _mm512_add_epi32(_mm512_unpacklo_epi32(digit[0], a1), _mm512_unpackhi_epi32(digit[0], a1));
   const __m512i high = _mm512_add_epi32(_mm512_unpacklo_epi32(a2, a3), _mm512_unpackhi_epi32(a2, a3));
@@ -96,16 +103,18 @@ __attribute__((noinline)) void walk_rows_run(const uint8_t* codes, int64_t group
       const __m512i bytes = FULL ? _mm512_loadu_si512(codes + 64 * g) : load_group(codes, groups, g, n);
       const __m512i two_bit = BASE3 ? decoder.two_bit(bytes) : bytes;
       BITIMPL_UNROLL
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < 3; ++j) {
         accumulate(digit[g][j], _mm512_and_si512(two_bit, masks[j]), activations);
       }
+      // base3 is bound by its instructions: all four digits at once, the others taken off by sum_rows.
+      accumulate(digit[g][3], BASE3 ? two_bit : _mm512_and_si512(two_bit, masks[3]), activations);
       if (BASE3) accumulate(raw[g], bytes, activations);
     }
     codes += FULL ? kBlockGroups * kStep : groups * n;
   }
   __m512i by_group[kBlockGroups];
   BITIMPL_UNROLL
-  for (int g = 0; g < kBlockGroups; ++g) by_group[g] = sum_rows(digit[g]);
+  for (int g = 0; g < kBlockGroups; ++g) by_group[g] = sum_rows<BASE3>(digit[g]);
   sums->main = _mm512_add_epi32(sums->main, sum_of_transposed_lanes(by_group));
   if (BASE3) sums->raw = _mm512_add_epi32(sums->raw, sum_of_transposed_lanes(raw));
 }
@@ -366,6 +375,8 @@ void run_tile(const LinearTask& task, const Tile& tile) {
 void ternary_avx512(const LinearTask& task, const Tile& tile) {
   if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) {
     ternary_float_avx512(task, tile);
+  } else if (bit_panel_serves(task)) {
+    bit_panel_avx512(task, tile);
   } else if (panel_serves_avx512(task)) {
     panel_avx512(task, tile);
   } else if (task.format == BITIMPL_BASE3) {
@@ -377,6 +388,7 @@ void ternary_avx512(const LinearTask& task, const Tile& tile) {
 
 int64_t ternary_scratch_avx512(const LinearTask& task) {
   if (task.x.kind == BITIMPL_ACTIVATION_FLOAT) return 0;
+  if (bit_panel_serves(task)) return bit_panel_scratch_avx512(task);
   if (panel_serves_avx512(task)) return panel_scratch_avx512(task);
   const int64_t vectors = task.x.rows * task.x.planes;
   if (vectors <= 1) return 0;

@@ -207,6 +207,7 @@ void run_few_tile(const LinearTask& task, const Tile& tile, int64_t vectors) {
 }  // namespace
 
 void ternary_neon(const LinearTask& task, const Tile& tile) {
+  if (bit_panel_serves(task)) return bit_panel_neon(task, tile);
   if (panel_serves_neon(task)) return panel_neon(task, tile);
   const int64_t vectors = (tile.token_end - tile.token_begin) * task.x.planes;
   if (vectors == 0 || vectors > kMostVectors) return run_ternary<Neon>(task, tile);
@@ -215,6 +216,7 @@ void ternary_neon(const LinearTask& task, const Tile& tile) {
 }
 
 int64_t ternary_scratch_neon(const LinearTask& task) {
+  if (bit_panel_serves(task)) return bit_panel_scratch_neon(task);
   return panel_serves_neon(task) ? panel_scratch_neon(task) : 0;
 }
 

@@ -12,4 +12,7 @@ int64_t ternary_scratch_neon_i8mm(const LinearTask& task) {
   return panel_serves_neon_i8mm(task) ? panel_scratch_neon_i8mm(task) : ternary_scratch_neon(task);
 }
 
+// Bits are counted as without matrix products.
+bool takes_bits_neon_i8mm(const LinearTask& task) { return takes_bits_neon(task); }
+
 }  // namespace bitimpl

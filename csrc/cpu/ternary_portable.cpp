@@ -78,4 +78,6 @@ void ternary_portable(const LinearTask& task, const Tile& tile) {
 
 int64_t ternary_scratch_portable(const LinearTask&) { return 0; }
 
+bool takes_bits_portable(const LinearTask& task) { return is_sign_product(task); }
+
 }  // namespace bitimpl

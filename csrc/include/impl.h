@@ -43,7 +43,7 @@
  * ---------------------------------------------------------------------------------------------
  * Arithmetic
  *
- * With integer activations q (int8, int16 as two int8 passes, or signs) the dot products are
+ * With integer activations q (int8, int16 as two int8 passes, ternary, signs) the dot products are
  * exact integers for every rows, cols, M >= 1. The epilogue is float32, in this order and
  * without fused multiply-add, so that every instruction set, thread count and batch size gives
  * the same bits:
@@ -55,6 +55,10 @@
  *   int8    amax = max(max|x|, 1e-5); q = clamp(round_half_even(x * (127 / amax)), -127, 127);
  *           activation_scale = amax / 127
  *   int16   the same with 32512 = 127 * 256 in place of 127; q = 256 * hi + lo with int8 hi, lo
+ *   ternary delta = 0.75 * mean |x| (Li and Liu, Ternary weight networks, 2016), summed and
+ *           multiplied in float64 and rounded once; q = +1 where x > delta, -1 where x < -delta, else
+ *           0; activation_scale = mean |x| of the values whose q is not 0, summed in float64 and
+ *           rounded once; 0 where there are none
  *   sign    q = x >= 0 ? +1 : -1 (so -0.0 is +1); activation_scale = mean |x|, summed in
  *           float64 and rounded once
  * A NaN or infinity in a row makes its activation_scale NaN, hence that row of y and no other.
@@ -70,8 +74,9 @@
  * leave the sum over taps), by the rules above with these additions:
  *   int8, int16  where the convolution pads and padding_value is not 0, amax is at least 1, and
  *                added positions hold padding_value quantised with the sample's scale
- *   sign         added positions hold the sign -1 or +1; 0: they count for nothing.
- *                activation_scale = mean |x| of the sample, without added positions
+ *   ternary, sign
+ *                added positions hold padding_value: -1, +1, or 0, which counts for nothing. Means are
+ *                of the sample, without added positions
  * The dot product runs over taps and channels, exact as above; then
  *     t = 0;  for each component c: t = t + scale(c, n) * float(dot)
  *     y[sample, n, position] = t * activation_scale[sample] (+ bias[n]), rounded once
@@ -89,7 +94,7 @@ extern "C" {
 #pragma GCC visibility push(default) /* the library is built with hidden visibility */
 #endif
 
-#define BITIMPL_ABI_VERSION 2
+#define BITIMPL_ABI_VERSION 3
 #define BITIMPL_LAYOUT_V1 1
 #define BITIMPL_MAX_COMPONENTS 16
 
@@ -110,8 +115,9 @@ typedef enum bitimpl_dtype { BITIMPL_F32 = 0, BITIMPL_F16 = 1, BITIMPL_BF16 = 2 
 
 /* What the kernel does to the activations before the dot product. */
 typedef enum bitimpl_activation {
-  BITIMPL_ACTIVATION_FLOAT = 0,  /* none: float32 products straight from packed bytes */
-  BITIMPL_ACTIVATION_SIGN = 1,   /* binary weights only */
+  BITIMPL_ACTIVATION_FLOAT = 0,   /* none: float32 products straight from packed bytes */
+  BITIMPL_ACTIVATION_SIGN = 1,    /* -1, +1 */
+  BITIMPL_ACTIVATION_TERNARY = 2, /* -1, 0, +1 */
   BITIMPL_ACTIVATION_INT8 = 8,
   BITIMPL_ACTIVATION_INT16 = 16
 } bitimpl_activation;
@@ -188,7 +194,8 @@ int bitimpl_select_isa(const char* name);
 /* Threads the next call may use (the OpenMP pool shared with torch). */
 int bitimpl_threads(void);
 /* Name of the kernel that served this thread's last operator call, such as
- * "ternary_linear/base3/int8/gemv/avx512" or "binary_conv/binary/sign/gemm/avx2". */
+ * "ternary_linear/base3/int8/gemv/avx512" or "binary_conv/binary/sign/gemm/avx2"; in place of gemv or
+ * gemm, "planes": signs and zeros in planes of bits, or "depthwise": a convolution of single channels. */
 const char* bitimpl_last_kernel(void);
 
 /* Read `bytes` bytes once, with the threads an operator would use, and return the exclusive or of
@@ -231,9 +238,8 @@ int64_t bitimpl_linear_workspace(const bitimpl_weight* weight, int64_t rows, int
 
 /* y[M, N] = dequantized(weight)[N, K] applied to x[M, K], plus bias[N] (NULL for none).
  * x, y: any bitimpl_dtype each, M >= 0; bias: N elements of bias_dtype.
- * binary_linear takes format BINARY with activation FLOAT, SIGN, INT8 or INT16;
- * ternary_linear takes TWO_BIT or BASE3 with FLOAT, INT8 or INT16, any number of components in
- * one pass over the activations. workspace_bytes >= bitimpl_linear_workspace(...).
+ * binary_linear takes format BINARY, ternary_linear TWO_BIT or BASE3, each with every activation and
+ * any number of components in one pass over the activations. workspace_bytes >= bitimpl_linear_workspace(...).
  * Integer activations are exact for up to 2^24 - 1 columns a scale; more is
  * BITIMPL_UNSUPPORTED. */
 int bitimpl_binary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
@@ -251,8 +257,8 @@ int64_t bitimpl_conv_workspace(const bitimpl_weight* weight, const bitimpl_conv*
 /* y = the convolution of x with the weight, plus bias[out_channels] (NULL for none).
  * y.samples = x.samples, y.channels = weight.rows and, in each dimension,
  *     y.size = (x.size + padding_before + padding_after - dilation * (kernel - 1) - 1) / stride + 1.
- * binary_conv takes format BINARY with activation SIGN, INT8 or INT16; ternary_conv takes TWO_BIT
- * or BASE3 with INT8 or INT16. FLOAT is BITIMPL_UNSUPPORTED: decode the weight with
+ * binary_conv takes format BINARY, ternary_conv TWO_BIT or BASE3, each with activation SIGN, TERNARY,
+ * INT8 or INT16. FLOAT is BITIMPL_UNSUPPORTED: decode the weight with
  * bitimpl_dequantize and convolve in float. x, y: any bitimpl_dtype each, at least 0 samples. */
 int bitimpl_binary_conv(const bitimpl_weight* weight, const bitimpl_conv* conv,
                         const bitimpl_image* x, int32_t activation, const void* bias,

@@ -25,8 +25,8 @@ def binary_conv_python(
     bias: Tensor | None = None,
     activation_bits: int | None = None,
 ) -> Tensor:
-    """y = the convolution of x with a ``binary`` weight, plus bias; ``activation_bits`` None (float), 1,
-    8 or 16.
+    """y = the convolution of x with a ``binary`` weight, plus bias; ``activation_bits`` None (float), 1
+    (signs), 2 (ternary values), 8 or 16.
 
     ``x`` is float32, bfloat16 or float16 [batch, channels, *spatial] with any strides, ``weight`` the
     matrix [out_channels, taps * channels / groups] (:func:`impl.geometry.to_matrix`) without scale
@@ -34,7 +34,7 @@ def binary_conv_python(
     ``x``. A cross-correlation, as ``nn.Conv2d`` computes. Raises TypeError or ValueError for operands
     that do not belong together.
     """
-    check_conv_operands(x, weight, geometry, bias, activation_bits, ("binary",), (1, 8, 16))
+    check_conv_operands(x, weight, geometry, bias, activation_bits, ("binary",))
     return _conv(x, weight, geometry, bias, activation_bits)
 
 
@@ -45,11 +45,9 @@ def ternary_conv_python(
     bias: Tensor | None = None,
     activation_bits: int | None = None,
 ) -> Tensor:
-    """y = the convolution of x with a ternary or k-ternary weight (``two_bit`` or ``base3``), plus bias.
-
-    ``activation_bits`` is None (float activations), 8 or 16; otherwise as :func:`binary_conv_python`.
-    """
-    check_conv_operands(x, weight, geometry, bias, activation_bits, ("two_bit", "base3"), (8, 16))
+    """y = the convolution of x with a ternary or k-ternary weight (``two_bit`` or ``base3``), plus bias;
+    otherwise as :func:`binary_conv_python`."""
+    check_conv_operands(x, weight, geometry, bias, activation_bits, ("two_bit", "base3"))
     return _conv(x, weight, geometry, bias, activation_bits)
 
 
@@ -60,10 +58,9 @@ def check_conv_operands(
     bias: Tensor | None,
     activation_bits: int | None,
     formats: tuple[str, ...],
-    widths: tuple[int, ...],
 ) -> None:
-    """Refuse operands that the convolution for ``formats`` and activation ``widths`` does not take."""
-    check_format(weight, activation_bits, formats, widths, "conv")
+    """Refuse operands that the convolution for ``formats`` does not take."""
+    check_format(weight, activation_bits, formats, "conv")
     check_conv_input(x, weight, geometry)
     check_bias(bias, weight)
 

@@ -19,7 +19,7 @@ def binary_linear(
     Operands and result as in :func:`impl.functional.binary_linear_python`. Differentiable with
     respect to ``x`` and ``bias``.
     """
-    check_operands(x, weight, bias, activation_bits, ("binary",), (1, 8, 16))
+    check_operands(x, weight, bias, activation_bits, ("binary",))
     return _call("binary_linear", x, weight, bias, activation_bits)
 
 
@@ -31,7 +31,7 @@ def ternary_linear(
     Operands and result as in :func:`impl.functional.ternary_linear_python`. Differentiable with
     respect to ``x`` and ``bias``.
     """
-    check_operands(x, weight, bias, activation_bits, ("two_bit", "base3"), (8, 16))
+    check_operands(x, weight, bias, activation_bits, ("two_bit", "base3"))
     return _call("ternary_linear", x, weight, bias, activation_bits)
 
 
@@ -47,7 +47,7 @@ def binary_conv(
     Operands and result as in :func:`impl.functional.binary_conv_python`; y is channels-last where x
     is. Differentiable with respect to ``x`` and ``bias``.
     """
-    check_conv_operands(x, weight, geometry, bias, activation_bits, ("binary",), (1, 8, 16))
+    check_conv_operands(x, weight, geometry, bias, activation_bits, ("binary",))
     return _call_conv("binary_conv", x, weight, geometry, bias, activation_bits)
 
 
@@ -64,7 +64,7 @@ def ternary_conv(
     Operands and result as in :func:`impl.functional.ternary_conv_python`; y is channels-last where x
     is. Differentiable with respect to ``x`` and ``bias``.
     """
-    check_conv_operands(x, weight, geometry, bias, activation_bits, ("two_bit", "base3"), (8, 16))
+    check_conv_operands(x, weight, geometry, bias, activation_bits, ("two_bit", "base3"))
     return _call_conv("ternary_conv", x, weight, geometry, bias, activation_bits)
 
 

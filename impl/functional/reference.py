@@ -12,7 +12,7 @@ from torch import Tensor
 
 from impl.checks import check_activations
 from impl.packing import PackedWeight
-from impl.quantizers import quantize_activations
+from impl.quantizers import ACTIVATION_BITS, quantize_activations
 
 ROWS_AT_A_TIME = 1024
 """Output features decoded to float64 together: bounds the memory of large layers."""
@@ -21,24 +21,22 @@ ROWS_AT_A_TIME = 1024
 def binary_linear_python(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation_bits: int | None = None
 ) -> Tensor:
-    """y = x W^T + bias for a ``binary`` weight; ``activation_bits`` None (float), 1, 8 or 16.
+    """y = x W^T + bias for a ``binary`` weight; ``activation_bits`` None (float), 1 (signs), 2
+    (ternary values), 8 or 16.
 
     ``x`` is float32, bfloat16 or float16 [..., cols] with any strides, ``bias`` [rows] or None; the
     result [..., rows] has the dtype of ``x``.
     """
-    check_operands(x, weight, bias, activation_bits, ("binary",), (1, 8, 16))
+    check_operands(x, weight, bias, activation_bits, ("binary",))
     return _linear(x, weight, bias, activation_bits)
 
 
 def ternary_linear_python(
     x: Tensor, weight: PackedWeight, bias: Tensor | None = None, activation_bits: int | None = None
 ) -> Tensor:
-    """y = x W^T + bias for a ternary or k-ternary weight (``two_bit`` or ``base3``).
-
-    ``activation_bits`` is None (float activations), 8 or 16; otherwise as
-    :func:`binary_linear_python`.
-    """
-    check_operands(x, weight, bias, activation_bits, ("two_bit", "base3"), (8, 16))
+    """y = x W^T + bias for a ternary or k-ternary weight (``two_bit`` or ``base3``); otherwise as
+    :func:`binary_linear_python`."""
+    check_operands(x, weight, bias, activation_bits, ("two_bit", "base3"))
     return _linear(x, weight, bias, activation_bits)
 
 
@@ -48,10 +46,9 @@ def check_operands(
     bias: Tensor | None,
     activation_bits: int | None,
     formats: tuple[str, ...],
-    widths: tuple[int, ...],
 ) -> None:
-    """Refuse operands that the operator for ``formats`` and activation ``widths`` does not take."""
-    check_format(weight, activation_bits, formats, widths)
+    """Refuse operands that the operator for ``formats`` does not take."""
+    check_format(weight, activation_bits, formats)
     check_activations(x, weight.cols)
     check_bias(bias, weight)
 
@@ -60,20 +57,19 @@ def check_format(
     weight: PackedWeight,
     activation_bits: int | None,
     formats: tuple[str, ...],
-    widths: tuple[int, ...],
     operation: str = "linear",
 ) -> None:
-    """Refuse a weight of another format than ``formats`` and another activation width than ``widths``."""
+    """Refuse a weight of another format than ``formats`` and an activation width that there is not."""
     if weight.format not in formats:
         other = "ternary" if "binary" in formats else "binary"
         raise ValueError(
             f"this operator takes weights of format {' or '.join(map(repr, formats))}, "
             f"got {weight.format!r}: call {other}_{operation}"
         )
-    if activation_bits is not None and activation_bits not in widths:
+    if activation_bits is not None and activation_bits not in ACTIVATION_BITS:
         raise ValueError(
-            f"activation_bits must be None or one of {', '.join(map(str, widths))} "
-            f"for {weight.format} weights, got {activation_bits!r}"
+            f"activation_bits must be None or one of {', '.join(map(str, ACTIVATION_BITS))}, got "
+            f"{activation_bits!r}"
         )
 
 

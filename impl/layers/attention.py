@@ -52,7 +52,7 @@ class BinaryMultiheadAttention(nn.Module):
     the projections ``q_linear``, ``k_linear``, ``v_linear`` [input_dim -> hidden_dim] and ``out``
     [hidden_dim -> input_dim], and ``dropout`` (of the scores, 0.1 as there).
 
-    ``activation_bits``: None (float), 16, 8, or 1, with which both operands of the projections are
+    ``activation_bits``: None (float), 16, 8, 2, or 1, with which both operands of the projections are
     signs. ``ste`` and ``scale`` as in :class:`impl.BinaryLinear`. :func:`impl.pack` packs the
     projections and :func:`impl.unpack` unpacks them.
     """

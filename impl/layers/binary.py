@@ -13,8 +13,8 @@ class BinaryLinear(BinaryWeight, QuantizedLinear):
     """Linear layer with weights -1 and +1 times a scale: 1 bit per weight once packed.
 
     The scale mean|w| is the least-squares one (Rastegari et al., 2016). ``activation_bits``: None
-    (float), 16, 8, or 1 (signs; the scale mean|x| of each row). ``ste`` names the gradient of the
-    weight's sign (:data:`impl.quantizers.STE`).
+    (float), 16, 8, 2 (ternary values) or 1 (signs; the scale mean|x| of each row). ``ste`` names the
+    gradient of the weight's sign (:data:`impl.quantizers.STE`).
     """
 
     def __init__(

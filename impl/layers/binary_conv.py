@@ -17,9 +17,9 @@ class BinaryConv(BinaryWeight, QuantizedConv):
 
     Sizes, strides and padding as of ``nn.Conv2d``; ``padding_value`` and the quantisation of the input
     as of :class:`~impl.layers.QuantizedConv`. The scale mean|w| of each output channel is the
-    least-squares one (Rastegari et al., 2016). ``activation_bits``: None (float), 16, 8, or 1 (signs;
-    the scale mean|x| of each sample). ``ste`` names the gradient of the weight's sign
-    (:data:`impl.quantizers.STE`). Use :class:`BinaryConv1d`, :class:`BinaryConv2d` or
+    least-squares one (Rastegari et al., 2016). ``activation_bits``: None (float), 16, 8, 2 (ternary
+    values) or 1 (signs; the scale mean|x| of each sample). ``ste`` names the gradient of the weight's
+    sign (:data:`impl.quantizers.STE`). Use :class:`BinaryConv1d`, :class:`BinaryConv2d` or
     :class:`BinaryConv3d`; :meth:`from_conv` of this class picks the one that fits.
     """
 

@@ -17,7 +17,6 @@ from impl.layers.conv_attributes import ConvAttributes
 from impl.layers.quantized import QuantizedLayer, codes_of_components
 from impl.ops.conv import place_arguments, weight_arguments
 from impl.ops.library import check_device
-from impl.packing import PackedWeight
 from impl.quantizers import fake_quantize_samples
 
 _TORCH_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -31,7 +30,7 @@ class QuantizedConv(ConvAttributes, QuantizedLayer):
     *spatial] or [in_channels, *spatial]. Activations are quantised per sample, over channels and
     space; ``padding_value`` is what padding adds:
 
-    ``activation_bits=1``    a sign, -1 or +1, or 0: such positions count for nothing
+    ``activation_bits`` 1, 2 -1, +1, or 0: such positions count for nothing
     ``activation_bits`` else a value of the input, -1, 0 or +1, quantised with the rest of its sample
 
     Attributes: ``in_channels``, ``out_channels``, those of
@@ -224,13 +223,21 @@ class QuantizedConv(ConvAttributes, QuantizedLayer):
         if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.serves_cpu()):
             return None
         x = autocast(x)
-        weight: PackedWeight | None = self._prepared
-        if weight is None or weight.codes is not codes or weight.scales is not scales:
-            weight = self.__dict__["_prepared"] = self.packed_weight
-        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-            y: Tensor = ops.ConvFunction.apply(x, bias, weight, self.geometry, self.activation_bits)
+        bits = self.activation_bits
+        learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+        if learns or bits is None:
+            weight, geometry = self.packed_weight, self.geometry
+            y: Tensor = (
+                ops.ConvFunction.apply(x, bias, weight, geometry, bits)
+                if learns
+                else native.conv(x, weight, geometry, bias, bits)
+            )
         else:
-            y = native.conv(x, weight, self.geometry, bias, self.activation_bits)
+            prepared: native.PreparedConv | None = self._prepared
+            if prepared is None or not prepared.matches(codes, scales, bias):
+                prepared = native.PreparedConv(self.packed_weight, self.geometry, bias, bits)
+                self.__dict__["_prepared"] = prepared  # past nn.Module.__setattr__, which takes 1 us
+            y = prepared(x)
         self._serve(native.last_kernel())
         return y
 

@@ -20,7 +20,8 @@ class MultiTernaryLinear(MultiTernaryWeight, QuantizedLinear):
     are found greedily with ``rule``, by default the cheap ``twn``; :meth:`pack` then fits codes
     and scales jointly (``refit``), which never increases the squared error of a row but does
     change the values: with ``refit=False`` packing keeps exactly what training used.
-    ``activation_bits``: None (float), 8 or 16.
+    ``activation_bits``: None (float), 16, 8,
+    2 (ternary values) or 1 (signs), as :func:`impl.quantizers.quantize_activations` has them.
     """
 
     def __init__(

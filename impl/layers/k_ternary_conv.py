@@ -20,9 +20,9 @@ class MultiTernaryConv(MultiTernaryWeight, QuantizedConv):
     Sizes, strides and padding as of ``nn.Conv2d``; ``padding_value`` and the quantisation of the input
     as of :class:`~impl.layers.QuantizedConv`. ``k``, ``rule`` and ``refit`` as of
     :class:`~impl.layers.MultiTernaryLinear`: greedy in training form, fitted jointly when packing.
-    ``activation_bits``: None (float), 8 or 16. Use :class:`MultiTernaryConv1d`,
-    :class:`MultiTernaryConv2d` or :class:`MultiTernaryConv3d`; :meth:`from_conv` of this class picks
-    the one that fits.
+    ``activation_bits``: None (float), 16, 8, 2 (ternary values) or 1 (signs). Use
+    :class:`MultiTernaryConv1d`, :class:`MultiTernaryConv2d` or :class:`MultiTernaryConv3d`;
+    :meth:`from_conv` of this class picks the one that fits.
     """
 
     def __init__(

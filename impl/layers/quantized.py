@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from impl import decoding, native
 from impl.layers.low_bit_weight import LowBitWeight
 from impl.packing import check_scales
-from impl.quantizers import straight_through
+from impl.quantizers import ACTIVATION_BITS, straight_through
 
 
 class QuantizedLayer(LowBitWeight):
     """Base of the layers with 1 to k-component low-bit weights.
 
     A weight is quantised and packed as the matrix [out_features, in_features]: one row an output.
-    Attributes: ``components``, ``format``, ``activation_bits`` (None: float activations), ``scale``
+    Attributes: ``components``, ``format``, ``activation_bits`` (None: float activations, 1: signs,
+    2: ternary values, 8, 16), ``scale``
     ("row", "tensor" or None: as the rule says), ``group_size`` (columns that share a scale, or None),
     ``scale_dtype``, ``ste``.
 
@@ -40,7 +41,7 @@ class QuantizedLayer(LowBitWeight):
     cast the latent weight and the bias, but neither codes, nor header, nor scales.
     """
 
-    activations: ClassVar[tuple[int | None, ...]]
+    activations: ClassVar[tuple[int | None, ...]] = (None, *ACTIVATION_BITS)
     operation: ClassVar[str]
     """What the layer does with its weight, as in operator names: "linear" or "conv"."""
 

@@ -25,7 +25,6 @@ class BinaryWeight(QuantizedLayer):
     """
 
     formats: ClassVar[tuple[str, ...]] = ("binary",)
-    activations: ClassVar[tuple[int | None, ...]] = (None, 1, 8, 16)
 
     def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
         assert self.scale is not None
@@ -51,7 +50,6 @@ class TernaryWeight(QuantizedLayer):
     """A weight of -1, 0 and +1 times a scale, by ``rule``."""
 
     formats: ClassVar[tuple[str, ...]] = ("base3", "two_bit")
-    activations: ClassVar[tuple[int | None, ...]] = (None, 8, 16)
     rule: str
 
     @staticmethod
@@ -87,7 +85,6 @@ class MultiTernaryWeight(QuantizedLayer):
     """A weight that is the sum of ``k`` ternary components, each with its own scales."""
 
     formats: ClassVar[tuple[str, ...]] = ("base3", "two_bit")
-    activations: ClassVar[tuple[int | None, ...]] = (None, 8, 16)
     rule: str
     refit: bool
 

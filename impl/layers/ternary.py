@@ -20,7 +20,8 @@ class BitLinear(TernaryWeight, QuantizedLinear):
     ``rule`` says which weights become zero (:data:`impl.quantizers.RULES`): ``absmean`` (b1.58) is
     cheap enough for every training step, ``optimal`` (exact least squares) suits trained weights
     and is what :meth:`from_linear` uses when it packs. ``scale``: "row", "tensor", or None for the
-    rule's own (``absmean``: per tensor). ``activation_bits``: None (float), 8 or 16.
+    rule's own (``absmean``: per tensor). ``activation_bits``: None (float), 16, 8,
+    2 (ternary values) or 1 (signs), as :func:`impl.quantizers.quantize_activations` has them.
     """
 
     def __init__(

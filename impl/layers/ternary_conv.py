@@ -23,9 +23,9 @@ class TernaryConv(TernaryWeight, QuantizedConv):
     (:data:`impl.quantizers.RULES`): ``absmean`` (b1.58) is cheap enough for every training step,
     ``optimal`` (exact least squares) suits trained weights and is what :meth:`from_conv` uses when it
     packs. ``scale``: "row" (an output channel), "tensor", or None for the rule's own (``absmean``: per
-    tensor). ``activation_bits``: None (float), 8 or 16. Use :class:`TernaryConv1d`,
-    :class:`TernaryConv2d` or :class:`TernaryConv3d`; :meth:`from_conv` of this class picks the one that
-    fits.
+    tensor). ``activation_bits``: None (float), 16, 8, 2 (ternary values) or 1 (signs). Use
+    :class:`TernaryConv1d`, :class:`TernaryConv2d` or :class:`TernaryConv3d`; :meth:`from_conv` of this
+    class picks the one that fits.
     """
 
     def __init__(

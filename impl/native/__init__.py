@@ -12,7 +12,7 @@ from impl.native.backends import (
     uses_native,
 )
 from impl.native.calls import DTYPES, PreparedLinear, dequantize, linear
-from impl.native.convolution import conv, memory_format_of
+from impl.native.convolution import PreparedConv, conv, memory_format_of
 from impl.native.library import (
     ABI_VERSION,
     NativeError,
@@ -32,6 +32,7 @@ __all__ = [
     "BACKENDS",
     "DTYPES",
     "NativeError",
+    "PreparedConv",
     "PreparedLinear",
     "available",
     "backend",

@@ -125,7 +125,7 @@ def kernel_name(
     weight: PackedWeight, activation_bits: int | None, served_by: str, operation: str = "linear"
 ) -> str:
     """``<operator>/<format>/<activation>/<served_by>``."""
-    activation = {None: "float", 1: "sign"}.get(activation_bits, f"int{activation_bits}")
+    activation = {None: "float", 1: "sign", 2: "ternary"}.get(activation_bits, f"int{activation_bits}")
     return f"{operator_of(weight.format, operation)}/{weight.format}/{activation}/{served_by}"
 
 

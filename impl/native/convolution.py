@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import functools
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,15 +33,16 @@ def conv(
     """y [batch, out_channels, *output] of x [batch, channels, *spatial], in the dtype of x. No autograd.
 
     x: float32, float16 or bfloat16 on the CPU, any strides. ``activation_bits`` None (float: the
-    weight is decoded a tile of rows at a time and torch convolves), 1, 8 or 16. y is contiguous, or
+    weight is decoded a tile of rows at a time and torch convolves), 1, 2, 8 or 16. y is contiguous, or
     channels-last where :func:`memory_format_of` says so.
 
     Raises NativeError where there is no library or it refuses, ValueError for tensors it cannot read.
     """
-    _check(x, weight, geometry, bias)
-    if activation_bits is None:
-        return _float_conv(x, weight, geometry, bias)
-    return _integer_conv(x, weight, geometry, bias, activation_bits)
+    if activation_bits is not None:
+        return PreparedConv(weight, geometry, bias, activation_bits)(x)
+    _check_bias(bias, weight)
+    _check_input(x, weight, geometry)
+    return _float_conv(x, weight, geometry, bias)
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -52,7 +54,7 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _check(x: Tensor, weight: PackedWeight, geometry: ConvGeometry, bias: Tensor | None) -> None:
+def _check_input(x: Tensor, weight: PackedWeight, geometry: ConvGeometry) -> None:
     if x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
     if x.dim() != geometry.dims + 2:
@@ -74,6 +76,9 @@ def _check(x: Tensor, weight: PackedWeight, geometry: ConvGeometry, bias: Tensor
         raise ValueError(
             f"group_size is {weight.group_size}: convolutions take one scale a row or tensor, use None"
         )
+
+
+def _check_bias(bias: Tensor | None, weight: PackedWeight) -> None:
     if bias is not None and (
         bias.dtype not in DTYPES or bias.shape != (weight.rows,) or not bias.is_contiguous()
     ):
@@ -83,10 +88,12 @@ def _check(x: Tensor, weight: PackedWeight, geometry: ConvGeometry, bias: Tensor
         )
 
 
-def _empty_result(x: Tensor, weight: PackedWeight, geometry: ConvGeometry, dtype: torch.dtype) -> Tensor:
+def _empty_result(
+    x: Tensor, weight: PackedWeight, geometry: ConvGeometry, dtype: torch.dtype, device: str = "cpu"
+) -> Tensor:
     size = geometry.output_size(tuple(x.shape[2:]))
     return torch.empty(
-        (x.shape[0], weight.rows, *size), dtype=dtype, device=x.device, memory_format=memory_format_of(x)
+        (x.shape[0], weight.rows, *size), dtype=dtype, device=device, memory_format=memory_format_of(x)
     )
 
 
@@ -119,38 +126,108 @@ def describe_geometry(geometry: ConvGeometry) -> native_library.Conv:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _described(geometry: ConvGeometry) -> native_library.Conv:
-    """:func:`describe_geometry` once for each geometry, to be read only: layers call with the same one."""
-    return describe_geometry(geometry)
+# Where an image begins that differs from one call to the next of the same sizes: address and dtype.
+_HEAD = struct.Struct("@Pii")
 
 
-def _integer_conv(
-    x: Tensor, weight: PackedWeight, geometry: ConvGeometry, bias: Tensor | None, activation_bits: int
-) -> Tensor:
-    library = native_library.require()
-    operator = operator_of(weight.format, "conv")
-    y = _empty_result(x, weight, geometry, x.dtype)
-    descriptor, conv, image, result = (
-        describe(weight),
-        _described(geometry),
-        describe_image(x),
-        describe_image(y),
+class _Call:
+    """What all calls with inputs of one shape, layout and dtype share."""
+
+    __slots__ = ("dtype", "kernel", "result_tail", "shape", "stride", "tail", "workspace_bytes")
+
+    def __init__(self, x: Tensor, prepared: PreparedConv) -> None:
+        _check_input(x, prepared.weight, prepared.geometry)
+        y = _empty_result(x, prepared.weight, prepared.geometry, x.dtype, "meta")
+        self.shape, self.stride = y.shape, y.stride()
+        self.dtype = DTYPES[x.dtype]
+        image = describe_image(x)
+        self.tail = bytes(image)[_HEAD.size :]
+        self.result_tail = bytes(describe_image(y))[_HEAD.size :]
+        self.workspace_bytes = prepared.workspace_bytes(image)
+        self.kernel = ""  # known after the first call
+
+
+class PreparedConv:
+    """One packed weight with its geometry and bias, described to the library once and called many times.
+
+    ``activation_bits``: 1, 2, 8 or 16. Holds the tensors it describes; :meth:`matches` says whether they
+    are still the current ones. Safe to call from several threads.
+
+    Raises NativeError where there is no library, ValueError for tensors it cannot read.
+    """
+
+    __slots__ = (
+        "_bias_dtype",
+        "_bias_pointer",
+        "_descriptors",
+        "_function",
+        "_known",
+        "_library",
+        "_operator",
+        "_pointers",
+        "activation_bits",
+        "bias",
+        "geometry",
+        "weight",
     )
-    arguments = [ctypes.addressof(part) for part in (descriptor, conv, image)]
-    size = library.conv_workspace(*arguments, activation_bits)
-    if size < 0:
-        raise library.failed(operator)
-    workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
-    status = library.function(operator)(
-        *arguments, activation_bits,
-        None if bias is None else bias.data_ptr(), 0 if bias is None else DTYPES[bias.dtype],
-        ctypes.addressof(result), workspace.data_ptr(), size,
-    )  # fmt: skip
-    if status != 0:
-        raise library.failed(operator)
-    record_kernel(library.last_kernel().decode())
-    return y
+
+    def __init__(
+        self, weight: PackedWeight, geometry: ConvGeometry, bias: Tensor | None, activation_bits: int
+    ) -> None:
+        _check_bias(bias, weight)
+        self._library = native_library.require()
+        self.weight, self.geometry, self.bias = weight, geometry, bias
+        self.activation_bits = activation_bits
+        self._operator = operator_of(weight.format, "conv")
+        self._function = self._library.function(self._operator)
+        self._descriptors = describe(weight), describe_geometry(geometry)
+        self._pointers = tuple(ctypes.addressof(part) for part in self._descriptors)
+        self._bias_pointer = None if bias is None else bias.data_ptr()
+        self._bias_dtype = 0 if bias is None else DTYPES[bias.dtype]
+        self._known: tuple[Any, _Call] | None = None
+
+    def matches(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> bool:
+        """Whether these are the tensors, at the addresses, that were described."""
+        weight = self._descriptors[0]
+        return (
+            codes is self.weight.codes
+            and scales is self.weight.scales
+            and bias is self.bias
+            and codes.data_ptr() == weight.codes
+            and scales.data_ptr() == weight.scales
+            and (bias is None or bias.data_ptr() == self._bias_pointer)
+        )
+
+    def workspace_bytes(self, image: native_library.Image) -> int:
+        """Bytes of workspace that a call on such an input takes."""
+        size: int = self._library.conv_workspace(
+            *self._pointers, ctypes.addressof(image), self.activation_bits
+        )
+        if size < 0:
+            raise self._library.failed(self._operator)
+        return size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As :func:`conv`."""
+        key = (x.shape, x.stride(), x.dtype, native_library.isa_generation, torch.get_num_threads())
+        if self._known is not None and self._known[0] == key:
+            call = self._known[1]
+        else:
+            call = _Call(x, self)
+            self._known = key, call
+        y = torch.empty_strided(call.shape, call.stride, dtype=x.dtype, device="cpu")
+        workspace = torch.empty(call.workspace_bytes, dtype=torch.uint8, device="cpu")
+        status = self._function(
+            *self._pointers, _HEAD.pack(x.data_ptr(), call.dtype, 0) + call.tail, self.activation_bits,
+            self._bias_pointer, self._bias_dtype, _HEAD.pack(y.data_ptr(), call.dtype, 0) + call.result_tail,
+            workspace.data_ptr(), call.workspace_bytes,
+        )  # fmt: skip
+        if status != 0:
+            raise self._library.failed(self._operator)
+        if not call.kernel:
+            call.kernel = self._library.last_kernel().decode()
+        record_kernel(call.kernel)
+        return y
 
 
 # ---- float activations ----------------------------------------------------------------------

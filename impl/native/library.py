@@ -17,7 +17,7 @@ from typing import Any
 
 import torch  # noqa: F401 - loads libgomp first: the library must share torch's thread pool
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LIBRARY_NAME = "libbitimpl_cpu.so"
 
 

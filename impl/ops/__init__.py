@@ -8,6 +8,7 @@ Importing this package registers the operators, once.
 """
 
 from impl.ops.conv import ConvFunction
-from impl.ops.linear import ACTIVATIONS, PreparedFunction, check_input
+from impl.ops.library import ACTIVATIONS
+from impl.ops.linear import PreparedFunction, check_input
 
 __all__ = ["ACTIVATIONS", "ConvFunction", "PreparedFunction", "check_input"]

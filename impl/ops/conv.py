@@ -18,10 +18,10 @@ from impl import decoding, functional, native
 from impl.convolution import input_gradient
 from impl.functional.conv_reference import check_conv_input
 from impl.geometry import ConvGeometry, from_matrix
-from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register
+from impl.ops.library import ACTIVATIONS, FORMAT_NAMES, check_device, packed_weight, register
 from impl.packing import FORMATS, PackedWeight
 from impl.quantizers import quantize_activations
-from impl.quantizers.activations import sign_window
+from impl.quantizers.activations import WINDOWS, passes_gradient
 
 _WEIGHT_SCHEMA = "int rows, int cols, int components, int format"
 _PLACES_SCHEMA = "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups"
@@ -33,8 +33,7 @@ _GRAD_SCHEMA = (
     f"(Tensor grad, Tensor codes, Tensor scales, {_WEIGHT_SCHEMA}, {_PLACES_SCHEMA}, SymInt[] size) -> Tensor"
 )
 
-#: activation_bits each operator takes; 0 stands for float activations.
-CONV_ACTIVATIONS = {"binary_conv": (0, 1, 8, 16), "ternary_conv": (0, 8, 16)}
+OPERATORS = ("binary_conv", "ternary_conv")
 
 
 def weight_arguments(weight: PackedWeight) -> tuple[int, int, int, int]:
@@ -86,10 +85,9 @@ def convolution(
     """What ``operator`` computes, by the implementation that serves x's device. No autograd."""
     if native.operator_of(weight.format, "conv") != operator:
         raise ValueError(f"{operator} does not take {weight.format} weights")
-    if activation_bits not in CONV_ACTIVATIONS[operator]:
+    if activation_bits not in ACTIVATIONS:
         raise ValueError(
-            f"activation_bits={activation_bits}, {operator} takes {CONV_ACTIVATIONS[operator]} "
-            "(0: float activations)"
+            f"activation_bits={activation_bits}, {operator} takes {ACTIVATIONS} (0: float activations)"
         )
     check_device(check_conv_input(x, weight, geometry), weight.codes.device)
     bits = activation_bits or None
@@ -149,8 +147,9 @@ def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # n
 def _keep(
     ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, activation_bits: int
 ) -> None:
-    # Only the window of the sign needs x again.
-    ctx.save_for_backward(codes, scales, *([x] if activation_bits == 1 else []))
+    # Only the window of signs and ternary values needs x again.
+    ctx.activation_bits = activation_bits
+    ctx.save_for_backward(codes, scales, *([x] if activation_bits in WINDOWS else []))
     ctx.size = x.shape
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -170,8 +169,8 @@ def _gradients(
     if needs_x:
         grad_x = torch.ops.bitimpl.conv_input_grad(grad, codes, scales, *ctx.numbers, ctx.size)
         for x in saved:
-            _, scale = quantize_activations(x, 1, tuple(range(1, x.dim())))
-            grad_x = grad_x * sign_window(x, scale)
+            _, scale = quantize_activations(x, ctx.activation_bits, tuple(range(1, x.dim())))
+            grad_x = grad_x * passes_gradient(x, scale, ctx.activation_bits)
     if needs_bias:
         grad_bias = grad.sum((0, *range(2, grad.dim()))).to(ctx.bias_dtype)
     return grad_x, grad_bias
@@ -246,7 +245,7 @@ def _conv_input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     return (back, None, None, *(None for _ in ctx.numbers), None)
 
 
-for _name in CONV_ACTIVATIONS:
+for _name in OPERATORS:
     register(
         _name, _CONV_SCHEMA, functools.partial(_conv_kernel, _name), _conv_fake, _conv_setup, _conv_backward
     )

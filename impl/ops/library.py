@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from impl.packing import FORMATS, PackedWeight
+from impl.quantizers import ACTIVATION_BITS
 
+#: activation_bits that every operator takes; 0 stands for float activations.
+ACTIVATIONS = (0, *ACTIVATION_BITS)
 FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
 
 _library = torch.library.Library("bitimpl", "DEF")

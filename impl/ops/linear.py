@@ -13,10 +13,10 @@ from torch import Tensor
 
 from impl import decoding, functional, native
 from impl.checks import check_activations
-from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register
+from impl.ops.library import ACTIVATIONS, FORMAT_NAMES, check_device, packed_weight, register
 from impl.packing import FORMATS, PackedWeight
 from impl.quantizers import quantize_activations
-from impl.quantizers.activations import sign_window
+from impl.quantizers.activations import WINDOWS, passes_gradient
 from impl.tiles import row_tiles
 
 _WEIGHT_SCHEMA = "int rows, int cols, int components, int group_size, int format"
@@ -25,8 +25,7 @@ _LINEAR_SCHEMA = (
 )
 _GRAD_SCHEMA = f"(Tensor grad, Tensor codes, Tensor scales, {_WEIGHT_SCHEMA}) -> Tensor"
 
-#: activation_bits each operator takes; 0 stands for float activations.
-ACTIVATIONS = {"binary_linear": (0, 1, 8, 16), "ternary_linear": (0, 8, 16)}
+OPERATORS = ("binary_linear", "ternary_linear")
 
 
 def check_input(x: Tensor, in_features: int, device: torch.device) -> Tensor:
@@ -39,10 +38,9 @@ def _linear(
 ) -> Tensor:
     if native.operator_of(weight.format) != operator:
         raise ValueError(f"{operator} does not take {weight.format} weights")
-    if activation_bits not in ACTIVATIONS[operator]:
+    if activation_bits not in ACTIVATIONS:
         raise ValueError(
-            f"activation_bits={activation_bits}, {operator} takes {ACTIVATIONS[operator]} "
-            "(0: float activations)"
+            f"activation_bits={activation_bits}, {operator} takes {ACTIVATIONS} (0: float activations)"
         )
     check_input(x, weight.cols, weight.codes.device)
     bits = activation_bits or None
@@ -116,10 +114,15 @@ def _linear_input_grad_fake(
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     x, codes, scales, bias, *numbers, activation_bits = inputs
-    # Only the window of the sign needs x again.
-    ctx.save_for_backward(codes, scales, *([x] if activation_bits == 1 else []))
+    _keep(ctx, x, codes, scales, activation_bits)
     ctx.numbers = numbers
     ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _keep(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, activation_bits: int) -> None:
+    # Only the window of signs and ternary values needs x again.
+    ctx.activation_bits = activation_bits
+    ctx.save_for_backward(codes, scales, *([x] if activation_bits in WINDOWS else []))
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -137,8 +140,8 @@ def _gradients(
     if needs_x:
         grad_x = torch.ops.bitimpl.linear_input_grad(grad, codes, scales, *ctx.numbers)
         for x in saved:
-            _, scale = quantize_activations(x, 1)
-            grad_x = grad_x * sign_window(x, scale)
+            _, scale = quantize_activations(x, ctx.activation_bits)
+            grad_x = grad_x * passes_gradient(x, scale, ctx.activation_bits)
     if needs_bias:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
     return grad_x, grad_bias
@@ -151,7 +154,7 @@ class PreparedFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, prepared: native.PreparedLinear) -> Tensor:
         weight = prepared.weight
-        ctx.save_for_backward(weight.codes, weight.scales, *([x] if prepared.activation_bits == 1 else []))
+        _keep(ctx, x, weight.codes, weight.scales, prepared.activation_bits or 0)
         ctx.numbers = (
             weight.rows,
             weight.cols,
@@ -183,7 +186,7 @@ def _linear_input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, 
     return (back, None, None, *(None for _ in ctx.numbers))
 
 
-for _name in ACTIVATIONS:
+for _name in OPERATORS:
     register(
         _name,
         _LINEAR_SCHEMA,

@@ -13,7 +13,7 @@ from impl.functional import binary_linear_python, ternary_linear_python
 from impl.packing import PackedWeight
 
 TOKENS = (1, 16, 64)
-ACTIVATIONS = {"float": None, "sign": 1, "int8": 8, "int16": 16}
+ACTIVATIONS = {"float": None, "sign": 1, "ternary": 2, "int8": 8, "int16": 16}
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ class Kernel:
 
 
 PLAIN = [
-    Kernel(format, activation)
-    for format in ("binary", "two_bit", "base3")
-    for activation in ACTIVATIONS
-    if activation != "sign" or format == "binary"
+    Kernel(format, activation) for format in ("binary", "two_bit", "base3") for activation in ACTIVATIONS
 ]
 COMPONENTS = [Kernel("base3", activation, components=2) for activation in ("float", "int8", "int16")] + [
     Kernel("two_bit", "int8", components=2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, fields
 
-from kernel_library import BASE3, BF16, BINARY, F16, F32, INT8, INT16, SIGN, TWO_BIT
+from kernel_library import BASE3, BF16, BINARY, F16, F32, INT8, INT16, SIGN, TERNARY, TWO_BIT
 
 Triple = tuple[int, int, int]
 
@@ -48,7 +48,8 @@ class ConvCase:
 
 #: (rows, channels, groups, samples, size, kernel, stride, dilation, before, after): one of everything,
 #: taps that end within a byte, groups that end within a block of rows, several tiles and chunks,
-#: windows that see nothing but the border, enough work for several threads, an empty batch.
+#: windows that see nothing but the border, enough work for several threads, an empty batch, depthwise
+#: in several chunks, and with more taps than a sum of 16 bits holds.
 SHAPES = [
     (1, 1, 1, 1, (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 0), (0, 0, 0)),
     (3, 5, 1, 2, (1, 1, 9), (1, 1, 3), (1, 1, 2), (1, 1, 2), (0, 0, 1), (0, 0, 0)),
@@ -61,6 +62,8 @@ SHAPES = [
     (7, 1050, 1, 1, (1, 2, 3), (1, 1, 2), (1, 1, 1), (1, 1, 1), (0, 0, 1), (0, 0, 0)),
     (96, 64, 1, 1, (1, 24, 23), (1, 3, 3), (1, 1, 1), (1, 1, 1), (0, 1, 1), (0, 1, 1)),
     (5, 3, 1, 0, (1, 4, 4), (1, 3, 3), (1, 1, 1), (1, 1, 1), (0, 0, 0), (0, 0, 0)),
+    (170, 170, 170, 2, (1, 6, 7), (1, 3, 3), (1, 2, 1), (1, 1, 2), (0, 1, 2), (0, 2, 1)),
+    (9, 9, 9, 1, (1, 1, 290), (1, 1, 260), (1, 1, 1), (1, 1, 1), (0, 0, 3), (0, 0, 5)),
 ]  # fmt: skip
 
 
@@ -70,7 +73,7 @@ def _cases() -> list[ConvCase]:
     dtypes = itertools.cycle([(F32, F32), (BF16, BF16), (F32, F16), (F16, F32)])
     values = itertools.cycle([0, -1, 0, 1, 0])
     biases = itertools.cycle([-1, F32, F16])
-    kinds = [(BINARY, SIGN), *itertools.product((BINARY, TWO_BIT, BASE3), (INT8, INT16))]
+    kinds = itertools.product((BINARY, TWO_BIT, BASE3), (SIGN, TERNARY, INT8, INT16))
     cases = []
     for (fmt, activation), shape in itertools.product(kinds, SHAPES):
         rows, channels, groups, *rest = shape

@@ -8,9 +8,6 @@
 //
 // Every buffer of a call ends where a page without access begins, so that a byte read or written
 // past the end stops the program.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "block.h"
 #include "impl.h"
 
 namespace {
@@ -33,34 +31,6 @@ struct Case {
   std::exit(1);
 }
 
-class Buffer {
- public:
-  explicit Buffer(int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t usable = (bytes_ + page - 1) / page * page;
-    mapped_ = usable + page;
-    void* memory = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) stop(-1, "no memory");
-    memory_ = static_cast<uint8_t*>(memory);
-    if (mprotect(memory_ + usable, page, PROT_NONE) != 0) stop(-1, "cannot protect a page");
-    data_ = memory_ + usable - bytes_;
-    std::memset(data_, 0xFF, bytes_);
-  }
-  ~Buffer() { munmap(memory_, mapped_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  uint8_t* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-  void write() const {
-    if (std::fwrite(data_, 1, bytes_, stdout) != bytes_) stop(-1, "cannot write the output");
-  }
-
- private:
-  size_t bytes_, mapped_;
-  uint8_t *memory_, *data_;
-};
-
 bool read_exactly(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
 
 int64_t read_size(long call) {
@@ -70,29 +40,36 @@ int64_t read_size(long call) {
 }
 
 // The next array of standard input.
-struct Array : Buffer {
-  explicit Array(long call) : Buffer(read_size(call)) {
-    if (!read_exactly(data(), bytes())) stop(call, "an array is cut short");
+struct Array : Block {
+  Array(long call, const char* name) : Block(read_size(call), name) {
+    if (!read_exactly(data(), bytes)) stop(call, "an array is cut short");
+    seal();
   }
 };
+
+void write(const Block& block) {
+  if (std::fwrite(block.data(), 1, block.bytes, stdout) != block.bytes) stop(-1, "cannot write the output");
+}
 
 int64_t size_of(int64_t dtype) { return dtype == BITIMPL_F32 ? 4 : 2; }
 
 void check_packing(long call, const bitimpl_weight& w, const Array& codes, const Array& packed) {
-  Buffer again(static_cast<int64_t>(packed.bytes()));
+  const Block again(static_cast<int64_t>(packed.bytes), "packed again");
   if (bitimpl_pack(w.format, w.components, w.rows, w.cols, w.group_size,
                    reinterpret_cast<const int8_t*>(codes.data()), again.data(),
-                   static_cast<int64_t>(again.bytes())) != BITIMPL_OK)
+                   static_cast<int64_t>(again.bytes)) != BITIMPL_OK)
     stop(call, "pack failed");
-  if (std::memcmp(again.data(), packed.data(), packed.bytes()) != 0) stop(call, "packed bytes differ");
-  Buffer unpacked(static_cast<int64_t>(codes.bytes()));
+  if (std::memcmp(again.data(), packed.data(), packed.bytes) != 0) stop(call, "packed bytes differ");
+  const Block unpacked(static_cast<int64_t>(codes.bytes), "unpacked codes");
   if (bitimpl_unpack(&w, reinterpret_cast<int8_t*>(unpacked.data())) != BITIMPL_OK)
     stop(call, "unpack failed");
-  if (std::memcmp(unpacked.data(), codes.data(), codes.bytes()) != 0) stop(call, "unpacked codes differ");
+  if (std::memcmp(unpacked.data(), codes.data(), codes.bytes) != 0) stop(call, "unpacked codes differ");
 }
 
 void run_call(long call, const Case& c, const std::vector<std::string>& isas) {
-  const Array codes(call), packed(call), scales(call), x(call), bias(call);
+  announce("call " + std::to_string(call), "packing");
+  const Array codes(call, "codes"), packed(call, "packed codes"), scales(call, "scales"), x(call, "x"),
+      bias(call, "bias");
   const int64_t groups = c.group_size > 0 ? (c.cols + c.group_size - 1) / c.group_size : 1;
   bitimpl_weight w = {};
   w.layout = BITIMPL_LAYOUT_V1;
@@ -103,7 +80,7 @@ void run_call(long call, const Case& c, const std::vector<std::string>& isas) {
   w.cols = c.cols;
   w.group_size = c.group_size;
   w.codes = packed.data();
-  w.codes_bytes = static_cast<int64_t>(packed.bytes());
+  w.codes_bytes = static_cast<int64_t>(packed.bytes);
   w.scales = scales.data();
   w.scale_component_stride = (c.per_tensor ? 1 : c.rows) * groups;
   w.scale_row_stride = c.per_tensor ? 0 : groups;
@@ -116,29 +93,31 @@ void run_call(long call, const Case& c, const std::vector<std::string>& isas) {
   const bitimpl_matrix from = {x.data(), static_cast<int32_t>(c.x_dtype), 0, c.tokens, c.cols, x_stride};
   for (const std::string& isa : isas) {
     if (bitimpl_select_isa(isa.c_str()) != BITIMPL_OK) stop(call, "cannot select the instruction set");
-    const Buffer y(y_bytes);
+    announce("call " + std::to_string(call), isa);
+    const Block y(y_bytes, "y");
     const bitimpl_matrix to = {y.data(), static_cast<int32_t>(c.y_dtype), 0, c.tokens, c.rows, y_stride};
     const int64_t bytes = bitimpl_linear_workspace(&w, c.tokens, activation);
     if (bytes < 0) stop(call, "no workspace size");
-    const Buffer workspace(bytes);
+    const Block workspace(bytes, "workspace");
     const auto op = c.format == BITIMPL_BINARY ? bitimpl_binary_linear : bitimpl_ternary_linear;
     if (op(&w, &from, activation, c.bias_dtype < 0 ? nullptr : bias.data(),
            c.bias_dtype < 0 ? 0 : static_cast<int32_t>(c.bias_dtype), &to, workspace.data(),
            bytes) != BITIMPL_OK)
       stop(call, "the operator failed");
-    y.write();
-    const Buffer q(c.tokens * c.cols), scale(c.tokens * 4);
+    write(y);
+    const Block q(c.tokens * c.cols, "q"), scale(c.tokens * 4, "scale of q");
     if (bitimpl_quantize_int8(&from, reinterpret_cast<int8_t*>(q.data()),
                               reinterpret_cast<float*>(scale.data())) != BITIMPL_OK)
       stop(call, "quantize_int8 failed");
-    q.write();
-    scale.write();
+    write(q);
+    write(scale);
   }
 }
 
 }  // namespace
 
 int main() {
+  use_guard_pages(Placement::kBehind);
   std::vector<std::string> isas;
   std::istringstream names(bitimpl_supported_isas());
   for (std::string name; std::getline(names, name, ',');) isas.push_back(name);

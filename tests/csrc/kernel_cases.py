@@ -23,6 +23,7 @@ from kernel_library import (
     INT16,
     OK,
     SIGN,
+    TERNARY,
     TWO_BIT,
     Guarded,
     Library,
@@ -32,7 +33,7 @@ from kernel_library import (
 from kernel_reference import from_dtype, pack, to_dtype
 
 FORMATS = {BINARY: "binary", TWO_BIT: "two_bit", BASE3: "base3"}
-ACTIVATIONS = {FLOAT: "float", SIGN: "sign", INT8: "int8", INT16: "int16"}
+ACTIVATIONS = {FLOAT: "float", SIGN: "sign", TERNARY: "ternary", INT8: "int8", INT16: "int16"}
 DTYPES = {F32: "f32", F16: "f16", BF16: "bf16"}
 
 #: (components, rows, cols, group_size): one of everything small, primes, exact fits of every block
@@ -133,8 +134,6 @@ def _cases() -> list[Case]:
     paddings = itertools.cycle([(0, 0), (3, 0), (0, 5), (1, 1), (16, 64)])
     cases = []
     for fmt, activation in itertools.product(FORMATS, ACTIVATIONS):
-        if activation == SIGN and fmt != BINARY:
-            continue
         for components, rows, cols, group_size in SHAPES:
             for count in (1, next(tokens)):
                 scale_dtype, per_tensor = next(scales)
@@ -157,9 +156,7 @@ def _batch_cases() -> list[Case]:
     tokens = itertools.cycle([97, 110, 132])
     dtypes = itertools.cycle([(F32, F32, -1), (BF16, F32, F32), (F16, BF16, F16), (F32, F16, BF16)])
     cases = []
-    for fmt, activation in itertools.product(FORMATS, (INT8, INT16, SIGN)):
-        if activation == SIGN and fmt != BINARY:
-            continue
+    for fmt, activation in itertools.product(FORMATS, (INT8, INT16, SIGN, TERNARY)):
         for shape in BATCH_SHAPES:
             x_dtype, y_dtype, bias_dtype = next(dtypes)
             cases.append(
@@ -171,9 +168,7 @@ def _batch_cases() -> list[Case]:
 def _extreme_cases() -> list[Case]:
     """The longest sums: all +1 against the largest activation, without and with groups."""
     cases = []
-    for fmt, activation in itertools.product(FORMATS, (INT8, INT16, SIGN)):
-        if activation == SIGN and fmt != BINARY:
-            continue
+    for fmt, activation in itertools.product(FORMATS, (INT8, INT16, SIGN, TERNARY)):
         for tokens in (1, 3):
             cases.append(Case(fmt, 1, 21, 262144, 0, activation, tokens, extreme=1))
         cases.append(Case(fmt, 2, 5, 65536 + 8, 32768, activation, 14, extreme=1))
@@ -185,8 +180,7 @@ def _zero_cases() -> list[Case]:
     """Sums that are often 0 under a scale that is often negative: 0 + (-0) is 0, in every kernel."""
     return [
         Case(fmt, 1, 70, cols, 0, activation, tokens)
-        for fmt, activation in itertools.product(FORMATS, (INT8, INT16, SIGN))
-        if fmt == BINARY or activation != SIGN
+        for fmt, activation in itertools.product(FORMATS, (INT8, INT16, SIGN, TERNARY))
         for cols in (1, 2)
         for tokens in (1, 9, 100)
     ]
@@ -220,10 +214,10 @@ class Problem:
         scales = from_dtype(self.stored_scales, case.scale_dtype)
         self.scales = np.broadcast_to(scales, (case.components, case.rows, groups))
 
-        # Sign activations: dyadic values, whose sum is exact in any order. The others: anything.
+        # Sign and ternary activations: dyadic values, whose sum is exact in any order. The others: anything.
         if case.extreme:
             x = np.full((case.tokens, case.cols), 1.5, dtype=np.float32)
-        elif case.activation == SIGN:
+        elif case.activation in (SIGN, TERNARY):
             x = rng.integers(-127, 128, (case.tokens, case.cols)).astype(np.float32) / 32
         else:
             x = rng.standard_normal((case.tokens, case.cols), dtype=np.float32)

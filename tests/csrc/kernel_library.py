@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from ctypes import (
     POINTER,
     Structure,
@@ -27,11 +28,15 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY_NAME = "libbitimpl_cpu.so"
+#: The program that runs cases outside of Python, under sanitizers and between guard pages.
+DRIVER_SOURCES = [
+    Path(__file__).parent / name for name in ("sanitize_driver.cpp", "sanitize_conv.cpp", "guard_probe.cpp")
+]
 
 OK, INVALID_ARGUMENT, UNSUPPORTED = 0, 1, 2
 BINARY, TWO_BIT, BASE3 = 1, 2, 3
 F32, F16, BF16 = 0, 1, 2
-FLOAT, SIGN, INT8, INT16 = 0, 1, 8, 16
+FLOAT, SIGN, TERNARY, INT8, INT16 = 0, 1, 2, 8, 16
 
 #: What the processor must have for an instruction set, in the words of /proc/cpuinfo, by family.
 FAMILY_FLAGS = {
@@ -191,6 +196,28 @@ def build(directory: Path, *options: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return directory / LIBRARY_NAME
+
+
+def host_compiler() -> str | None:
+    """This machine's C++ compiler."""
+    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+
+
+def compile_driver(
+    program: Path,
+    library: Path,
+    compiler: str,
+    flags: Sequence[str] = (),
+    sources: Sequence[Path] = DRIVER_SOURCES,
+) -> Path:
+    """A C++ program over the built ``library``."""
+    command = [
+        compiler, "-std=c++17", "-O1", "-g", *flags, "-I", str(REPOSITORY / "csrc" / "include"),
+        *map(str, sources), "-o", str(program), str(library), f"-Wl,-rpath,{library.parent}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
 
 
 def find() -> Path | None:

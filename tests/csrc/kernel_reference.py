@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from kernel_library import BASE3, BF16, BINARY, F16, F32, INT8, INT16, SIGN
+from kernel_library import BASE3, BF16, BINARY, F16, F32, INT8, INT16, SIGN, TERNARY
 
 
 def segments(cols: int, group_size: int) -> list[tuple[int, int]]:
@@ -64,6 +64,13 @@ def quantize(x: np.ndarray, activation: int) -> tuple[np.ndarray, np.ndarray]:
         mean = np.abs(x.astype(np.float64)).sum(axis=1) / x.shape[1]
         scale = np.where(finite, mean, np.nan).astype(np.float32)
         return np.where(x >= 0, 1.0, -1.0), scale
+    if activation == TERNARY:
+        magnitudes = np.abs(np.where(finite[:, None], x, np.float32(0)))
+        delta = (0.75 * (magnitudes.astype(np.float64).sum(axis=1) / x.shape[1])).astype(np.float32)
+        kept = magnitudes > delta[:, None]
+        total, count = np.where(kept, magnitudes, 0).astype(np.float64).sum(axis=1), kept.sum(axis=1)
+        scale = np.where(finite, total / np.maximum(count, 1), np.nan).astype(np.float32)
+        return np.sign(x) * kept, scale
     limit = np.float32(127 if activation == INT8 else 32512)
     clean = np.where(finite[:, None], x, np.float32(0))
     amax = np.maximum(np.abs(clean).max(axis=1), np.float32(1e-5))
@@ -82,7 +89,7 @@ def linear(
     bias: np.ndarray | None,
 ) -> np.ndarray:
     """float32 [M, N] for integer activations, before the rounding to the output type."""
-    assert activation in (SIGN, INT8, INT16)
+    assert activation in (SIGN, TERNARY, INT8, INT16)
     q, activation_scale = quantize(x, activation)
     components, rows, cols = codes.shape
     t = np.zeros((x.shape[0], rows), dtype=np.float32)

@@ -1,5 +1,6 @@
-// The convolution cases of the sanitizer driver: x, y and workspace are heap blocks of exactly the
+// The convolution cases of the sanitizer driver: x, y and workspace are blocks of exactly the
 // bytes that their strides reach and bitimpl_conv_workspace asks for.
+#include <memory>
 #include <sstream>
 
 #include "sanitize_support.h"
@@ -30,8 +31,9 @@ struct Pixels {
   bitimpl_image image = {};
   Block memory;
 
-  Pixels(int64_t samples, int64_t channels, const int64_t* size, int32_t dtype, int32_t layout)
-      : memory(describe(samples, channels, size, dtype, layout)) {
+  Pixels(int64_t samples, int64_t channels, const int64_t* size, int32_t dtype, int32_t layout,
+         const char* name)
+      : memory(describe(samples, channels, size, dtype, layout), name) {
     image.data = memory.data();
   }
 
@@ -63,18 +65,21 @@ void run_conv_case(const std::string& line, const std::vector<std::string>& isas
   if (!parse(line, c)) stop(line, "cannot read the case");
   Random random;
   const int64_t cols = c.channels / c.groups * c.kernel[0] * c.kernel[1] * c.kernel[2];
-  Block codes(c.components * c.rows * cols);
+  announce(line, "packing");
+  Block codes(c.components * c.rows * cols, "codes");
   for (size_t i = 0; i < codes.bytes; ++i) {
     const uint32_t r = random.next();
     codes.data()[i] = static_cast<uint8_t>(c.format == BITIMPL_BINARY ? 1 - 2 * int(r & 1) : int(r % 3) - 1);
   }
-  Block scales(c.components * c.rows * 4);
+  codes.seal();
+  Block scales(c.components * c.rows * 4, "scales");
   fill(scales, BITIMPL_F32, random);
-  Block packed(bitimpl_codes_bytes(c.format, c.components, c.rows, cols, 0));
+  Block packed(bitimpl_codes_bytes(c.format, c.components, c.rows, cols, 0), "packed codes");
   if (bitimpl_pack(c.format, c.components, c.rows, cols, 0,
                    reinterpret_cast<const int8_t*>(codes.data()), packed.data(),
                    static_cast<int64_t>(packed.bytes)) != BITIMPL_OK)
     stop(line, "pack failed");
+  packed.seal();
   bitimpl_weight w = {};
   w.layout = BITIMPL_LAYOUT_V1;
   w.format = c.format;
@@ -101,20 +106,21 @@ void run_conv_case(const std::string& line, const std::vector<std::string>& isas
     out[d] = free / c.stride[d] + 1;
   }
 
-  Pixels x(c.samples, c.channels, c.size, c.x_dtype, c.x_layout);
+  Pixels x(c.samples, c.channels, c.size, c.x_dtype, c.x_layout, "x");
   fill(x.memory, c.x_dtype, random);
   std::unique_ptr<Block> bias;
   if (c.bias_dtype >= 0) {
-    bias = std::make_unique<Block>(c.rows * size_of(c.bias_dtype));
+    bias = std::make_unique<Block>(c.rows * size_of(c.bias_dtype), "bias");
     fill(*bias, c.bias_dtype, random);
   }
   std::unique_ptr<Pixels> first;
   for (const std::string& isa : isas) {
     if (bitimpl_select_isa(isa.c_str()) != BITIMPL_OK) stop(line, "cannot select the ISA");
-    auto y = std::make_unique<Pixels>(c.samples, c.rows, out, c.y_dtype, c.y_layout);
+    announce(line, isa);
+    auto y = std::make_unique<Pixels>(c.samples, c.rows, out, c.y_dtype, c.y_layout, "y");
     const int64_t bytes = bitimpl_conv_workspace(&w, &conv, &x.image, c.activation);
     if (bytes < 0) stop(line, "no workspace size");
-    Block workspace(bytes);
+    Block workspace(bytes, "workspace");
     const auto op = c.format == BITIMPL_BINARY ? bitimpl_binary_conv : bitimpl_ternary_conv;
     if (op(&w, &conv, &x.image, c.activation, bias == nullptr ? nullptr : bias->data(),
            bias == nullptr ? 0 : c.bias_dtype, &y->image, workspace.data(), bytes) != BITIMPL_OK)

@@ -1,4 +1,4 @@
-// Buffers of exact size, random values and failing, shared by the sanitizer drivers.
+// Random values and failing, shared by the files of the sanitizer driver.
 #ifndef SANITIZE_SUPPORT_H
 #define SANITIZE_SUPPORT_H
 
@@ -6,10 +6,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "block.h"
 #include "impl.h"
 
 [[noreturn]] inline void stop(const std::string& line, const char* what) {
@@ -18,19 +18,11 @@
   std::exit(1);
 }
 
-// A heap block of exactly `bytes` bytes.
-struct Block {
-  std::unique_ptr<uint8_t[]> memory;
-  size_t bytes;
-  explicit Block(int64_t size) : memory(new uint8_t[size]), bytes(static_cast<size_t>(size)) {
-    std::memset(memory.get(), 0xFF, bytes);
-  }
-  uint8_t* data() { return memory.get(); }
-};
-
 struct Random {
   uint64_t state = 0x9E3779B97F4A7C15ull;
+  uint32_t fixed = 0;  // where it is not 0: the next number, always
   uint32_t next() {
+    if (fixed != 0) return fixed;
     state ^= state << 13;
     state ^= state >> 7;
     state ^= state << 17;
@@ -59,9 +51,13 @@ inline void fill(Block& block, int32_t dtype, Random& random) {
   const size_t step = static_cast<size_t>(size_of(dtype));
   for (size_t at = 0; at + step <= block.bytes; at += step)
     store(block.data() + at, dtype, random.next());
+  block.seal();
 }
 
 // Runs a convolution's case ("conv", then the fields of ConvCase in conv_cases.py) through `isas`.
 void run_conv_case(const std::string& line, const std::vector<std::string>& isas);
+
+// Does on purpose what guard pages must notice: "probe", then what (see guard_probe.cpp).
+void run_probe(const std::string& line);
 
 #endif  // SANITIZE_SUPPORT_H

@@ -21,9 +21,7 @@ from kernel_library import (
     INT8,
     INVALID_ARGUMENT,
     OK,
-    SIGN,
     TWO_BIT,
-    UNSUPPORTED,
     Guarded,
     Library,
     Matrix,
@@ -153,9 +151,10 @@ def test_format_of_the_other_operator(library: Library, operator: str, fmt: int,
     assert remedy in library.error()
 
 
-def test_sign_activations_need_binary_weights(library: Library) -> None:
-    assert Call(activation=SIGN).run(library) == UNSUPPORTED
-    assert "sign activations need binary weights" in library.error()
+@pytest.mark.parametrize("activation", [-1, 3, 4, 32])
+def test_unknown_activation(library: Library, activation: int) -> None:
+    assert Call(activation=activation).run(library) == INVALID_ARGUMENT
+    assert f"activation is {activation}: use 0 (float), 1 (sign), 2 (ternary)" in library.error()
 
 
 def test_sums_beyond_int32_are_refused_not_wrapped(library: Library) -> None:
@@ -282,4 +281,4 @@ def test_environment_never_falls_back(library: Library) -> None:
 
 
 def test_abi_version(library: Library) -> None:
-    assert library.c.bitimpl_abi_version() == 2
+    assert library.c.bitimpl_abi_version() == 3

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from kernel_cases import ACTIVATIONS, FORMATS, Case, Problem
-from kernel_library import BINARY, FLOAT, SIGN, Library
+from kernel_library import FLOAT, Library
 
 # Large enough for three threads to get work (see csrc/cpu/parallel.cpp).
 KERNELS = [
     Case(fmt, 2, 331, 1543, group_size, activation, 19, bias_dtype=0)
     for fmt in FORMATS
     for activation in ACTIVATIONS
-    if activation != FLOAT and (fmt == BINARY or activation != SIGN)
+    if activation != FLOAT
     for group_size in (0, 136)
 ]
 kernels = pytest.mark.parametrize("case", KERNELS, ids=lambda case: case.id)

@@ -7,34 +7,24 @@ every buffer exactly as large as impl.h asks for.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from conv_cases import CONV_CASES
 from kernel_cases import CASES, EXTREME_CASES, with_tokens
-from kernel_library import REPOSITORY, Library, build
-
-DRIVER = [Path(__file__).parent / name for name in ("sanitize_driver.cpp", "sanitize_conv.cpp")]
+from kernel_library import Library, build, compile_driver, host_compiler
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    compiler = host_compiler()
     if compiler is None:
         pytest.skip("no C++ compiler: install one to run the kernels under the sanitizers")
     directory = tmp_path_factory.mktemp("sanitize")
     library = build(directory, "-DBITIMPL_SANITIZE=ON", "-DBITIMPL_CUDA=off")
-    program = directory / "sanitize_driver"
-    command = [
-        compiler, "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-        "-I", str(REPOSITORY / "csrc" / "include"), *map(str, DRIVER), "-o", str(program),
-        str(library), f"-Wl,-rpath,{directory}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return program
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    return compile_driver(directory / "sanitize_driver", library, compiler, flags)
 
 
 def run(driver: Path, lines: list[str], threads: int) -> subprocess.CompletedProcess[str]:

@@ -58,14 +58,13 @@ class TestReference:
         group_size=st.sampled_from([None, 8, 64]),
         per_tensor=st.booleans(),
         half=st.booleans(),
-        bits=st.sampled_from([1, 8, 16]),
+        bits=st.sampled_from([1, 2, 8, 16]),
         with_bias=st.booleans(),
         seed=st.integers(0, 100),
     )
     def test_integer_activations_to_the_bit(
         self, format, k, rows, cols, group_size, per_tensor, half, bits, with_bias, seed
     ):
-        bits = 8 if format != "binary" and bits == 1 else bits
         weight = packed(
             format,
             k,
@@ -94,7 +93,7 @@ class TestReference:
         expected = x.double() @ quantized.dequantize(torch.float64).T + bias
         torch.testing.assert_close(operator(format)(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("bits", [None, 8, 16])
+    @pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
     def test_tiles_of_rows_do_not_show(self, bits, monkeypatch):
         weight = packed("base3", 2, 30, 40, group_size=16)
         x = torch.randn(3, 40)
@@ -104,7 +103,7 @@ class TestReference:
         assert torch.equal(whole, tiled) or bits is None
         torch.testing.assert_close(whole, tiled)
 
-    @pytest.mark.parametrize("bits", [None, 1, 8, 16])
+    @pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("shape", [(20,), (0, 20), (2, 0, 20), (2, 3, 20)])
     def test_shapes_and_dtypes(self, bits, dtype, shape):
@@ -132,7 +131,7 @@ class TestReference:
             F.ternary_linear_python(x.contiguous(), weight, None, bits),
         )
 
-    @pytest.mark.parametrize("bits", [None, 1, 8, 16])
+    @pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
     def test_a_bad_activation_spoils_its_row_only(self, bits, bad):
         weight = packed("binary", 1, 9, 20)
@@ -181,8 +180,8 @@ class TestRefusals:
             function(x, self.weight, torch.zeros(8))
         with pytest.raises(TypeError, match="bias must be floating point"):
             function(x, self.weight, torch.zeros(9, dtype=torch.int32))
-        with pytest.raises(ValueError, match="None or one of 8, 16 for base3"):
-            function(x, self.weight, None, 1)
+        with pytest.raises(ValueError, match="None or one of 1, 2, 8, 16, got 4"):
+            function(x, self.weight, None, 4)
 
     @pytest.mark.parametrize("function", [F.binary_linear_python, F.binary_linear])
     def test_format(self, function):
@@ -193,7 +192,7 @@ class TestRefusals:
 class TestDispatch:
     @pytest.mark.parametrize(
         ("format", "bits"),
-        [*itertools.product(["binary", "two_bit", "base3"], [None, 8, 16]), ("binary", 1)],
+        [*itertools.product(["binary", "two_bit", "base3"], [None, 1, 2, 8, 16])],
     )
     def test_agrees_with_the_reference(self, format, bits):
         weight = packed(format, 1 if format == "binary" else 3, 23, 77, group_size=32)

@@ -62,6 +62,11 @@ def quantized_by_hand(sample, bits, geometry):
     if bits == 1:
         scale = np.float32(np.abs(sample.astype(np.float64)).mean())
         return np.where(sample >= 0, 1.0, -1.0), geometry.padding_value, scale
+    if bits == 2:
+        magnitudes = np.abs(sample)
+        kept = magnitudes > np.float32(0.75 * magnitudes.astype(np.float64).mean())
+        scale = np.float32(magnitudes[kept].astype(np.float64).mean() if kept.any() else 0.0)
+        return np.sign(sample) * kept, geometry.padding_value, scale
     border = abs(geometry.padding_value) if geometry.pads else 0.0
     amax = np.float32(max(np.abs(sample).max(), 1e-5, border))
     limit = np.float32(LIMITS[bits])
@@ -109,21 +114,19 @@ def operator_of(weight):
 
 
 @settings(max_examples=35, deadline=None)
-@given(cases(), st.sampled_from([1, 8, 16]))
+@given(cases(), st.sampled_from([1, 2, 8, 16]))
 def test_integer_activations_are_exact(case, bits):
     """Defects D4 (rectangular and dilated convolutions of the wrong shape or value) and D5 (wrong layout,
     wrong channel count, no K - 2p)."""
     x, weight, geometry, bias = case
-    bits = 8 if bits == 1 and weight.format != "binary" else bits
     y = python_of(weight)(x, weight, geometry, bias, bits)
     assert torch.equal(y, by_hand(x, weight, geometry, bias, bits))
 
 
 @settings(max_examples=60, deadline=None)
-@given(cases(), st.sampled_from([None, 1, 8, 16]), st.sampled_from(["contiguous", "last", "cut"]))
+@given(cases(), st.sampled_from([None, 1, 2, 8, 16]), st.sampled_from(["contiguous", "last", "cut"]))
 def test_every_backend_gives_the_bits_of_the_reference(case, bits, layout):
     x, weight, geometry, bias = case
-    bits = 8 if bits == 1 and weight.format != "binary" else bits
     if layout == "last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     elif layout == "cut":
@@ -186,7 +189,7 @@ def test_zero_counts_as_plus_one():
     assert x.grad.flatten().tolist() == [1.0, 1.0, 0.0]  # 2 is beyond twice the mean 2/3
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_value_spoils_its_sample_only(bits, bad):
     torch.manual_seed(0)
@@ -200,7 +203,7 @@ def test_a_bad_value_spoils_its_sample_only(bits, bad):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("bits", [None, 1, 8, 16])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
 def test_half_precision_is_rounded_once_at_the_end(dtype, bits):
     torch.manual_seed(1)
     weight = random_weight("binary", 1, 5, 27, torch.Generator().manual_seed(0))
@@ -231,7 +234,7 @@ def test_operands_that_do_not_belong_together_are_refused():
     x = torch.randn(2, 2, 5, 5)
     wrong = [
         ((x, ternary, PLAIN), ValueError, "call ternary_conv"),
-        ((x, binary, PLAIN, None, 4), ValueError, "activation_bits must be None or one of 1, 8, 16"),
+        ((x, binary, PLAIN, None, 4), ValueError, "activation_bits must be None or one of 1, 2, 8, 16"),
         ((x.double(), binary, PLAIN), TypeError, "float64"),
         (([[1.0]], binary, PLAIN), TypeError, "must be a torch.Tensor, got list"),
         ((x[0], binary, PLAIN), ValueError, r"2 spatial dimensions, got shape \(2, 5, 5\)"),
@@ -255,8 +258,8 @@ def test_operands_that_do_not_belong_together_are_refused():
     for function in (functional.ternary_conv_python, functional.ternary_conv):
         with pytest.raises(ValueError, match="call binary_conv"):
             function(x, binary, PLAIN)
-        with pytest.raises(ValueError, match="None or one of 8, 16 for base3"):
-            function(x, ternary, PLAIN, None, 1)
+        with pytest.raises(ValueError, match="None or one of 1, 2, 8, 16, got 4"):
+            function(x, ternary, PLAIN, None, 4)
 
 
 def test_the_reference_serves_where_the_backend_says_so():

@@ -50,15 +50,13 @@ WEIGHTS = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(
     weight=WEIGHTS,
-    rows=st.sampled_from([1, 2, 3, 5, 8, 9, 17]),
-    bits=st.sampled_from([1, 8, 16]),
+    rows=st.sampled_from([1, 2, 3, 5, 8, 9, 17, 33]),
+    bits=st.sampled_from([1, 2, 8, 16]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     bias=st.booleans(),
     isa=st.integers(0, 3),
 )
 def test_integer_activations_equal_the_reference_to_the_bit(weight, rows, bits, dtype, bias, isa):
-    if bits == 1 and weight.format != "binary":
-        bits = 8
     isas = native.supported_isas()
     generator = torch.Generator().manual_seed(rows)
     x = (torch.randn(rows, weight.cols, generator=generator) * 3).to(dtype)
@@ -179,8 +177,8 @@ def test_bias_of_any_float_dtype():
 @needs_library
 def test_the_library_says_why_it_refuses():
     weight = random_weight("two_bit", 1, 30, 40, None, True, 0)
-    with pytest.raises(native.NativeError, match=r"\w"):
-        native.linear(torch.randn(2, 40), weight, None, 1)
+    with pytest.raises(native.NativeError, match="activation is 3: use 0"):
+        native.linear(torch.randn(2, 40), weight, None, 3)
     with pytest.raises(native.NativeError, match="no-such-isa"):
         native.select_isa("no-such-isa")
     assert native.isa() in native.supported_isas()
@@ -341,13 +339,14 @@ def test_capabilities_are_plain_data():
     served = {(k.operator, k.format, k.activation, k.device, k.isa) for k in found.kernels}
     assert ("ternary_linear", "base3", "int8", "cpu", "torch") in served
     assert ("binary_linear", "binary", "sign", "cpu", "torch") in served
-    assert not any(k.operator == "ternary_linear" and k.activation == "sign" for k in found.kernels)
+    assert {k.activation for k in found.kernels} == {"float", "sign", "ternary", "int8", "int16"}
+    assert not any(k.operator.startswith("binary") and k.format != "binary" for k in found.kernels)
     assert len(served) == len(found.kernels)
 
 
 @needs_library
 def test_every_kernel_named_in_capabilities_runs():
-    bits = {"float": None, "sign": 1, "int8": 8, "int16": 16}
+    bits = {"float": None, "sign": 1, "ternary": 2, "int8": 8, "int16": 16}
     for kernel in capabilities().kernels:
         if kernel.isa == "torch":
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -112,7 +113,7 @@ def problems(draw):
         draw(st.integers(0, 1 << 20)),
     )
     bias = torch.randn(weight.rows).to(draw(st.sampled_from(list(native.DTYPES))))
-    bits = draw(st.sampled_from([1, 8, 16] if format == "binary" else [8, 16]))
+    bits = draw(st.sampled_from([1, 2, 8, 16]))
     return x, weight, geometry, draw(st.sampled_from([None, bias])), bits
 
 
@@ -129,7 +130,7 @@ def test_integer_activations_equal_the_reference_to_the_bit(problem, isa):
         native.select_isa(None)
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
 def test_an_oracle_of_plain_loops(isa, bits):
     """The reference itself, tap by tap in Python numbers: padding of zeros counts for nothing."""
     geometry = geometry_of([2, 3], (1, 2), [(1, 0), (1, 2)], (2, 1))
@@ -138,6 +139,9 @@ def test_an_oracle_of_plain_loops(isa, bits):
     codes = from_matrix(weight.unpack()[0], geometry).tolist()
     if bits == 1:
         q, scale = torch.where(x >= 0, 1, -1), x.double().abs().mean().float()
+    elif bits == 2:
+        kept = x.abs() > (0.75 * x.double().abs().mean()).float()
+        q, scale = x.sign() * kept, x[kept].double().abs().mean().float()
     else:
         levels = torch.tensor({8: 127.0, 16: 32512.0}[bits])
         q, scale = (x * (levels / x.abs().max())).round(), x.abs().max() / levels
@@ -160,7 +164,14 @@ def test_an_oracle_of_plain_loops(isa, bits):
 def test_many_tiles_and_chunks_of_rows(isa, padding_value, channels):
     """Rows of results beyond one chunk, tokens beyond one tile, tiles across samples."""
     geometry = geometry_of([3, 2], 1, 1, padding_value=padding_value)
-    for format, bits in [("binary", 1), ("binary", 8), ("two_bit", 16), ("base3", 8)]:
+    for format, bits in [
+        ("binary", 1),
+        ("binary", 8),
+        ("two_bit", 16),
+        ("base3", 8),
+        ("base3", 1),
+        ("two_bit", 2),
+    ]:
         weight = random_weight(format, 1, 187, 6 * channels)
         for layout in ("contiguous", "channels_last"):
             x = random_input((3, channels, 7, 9), layout=layout)
@@ -175,16 +186,57 @@ def test_depthwise_and_narrow_groups(isa, format):
         geometry = geometry_of([3, 3], 1, 1, groups=groups)
         weight = random_weight(format, 2, groups * rows, 9 * channels)
         x = random_input((2, groups * channels, 6, 5))
-        for bits in [1, 8] if format == "binary" else [8, 16]:
+        for bits in (1, 2, 8, 16):
             assert_equal(x, weight, geometry, None, bits)
             assert_equal(x.contiguous(memory_format=torch.channels_last), weight, geometry, None, bits)
+
+
+@pytest.mark.parametrize(("format", "bits"), [("binary", 1), ("two_bit", 2), ("base3", 8), ("binary", 16)])
+def test_depthwise_convolutions_read_the_image_itself(isa, format, bits):
+    """Channels beyond one chunk, every border and layout, one to three dimensions."""
+    kind = {1: "sign", 2: "ternary", 8: "int8", 16: "int16"}[bits]
+    for channels, kernel, stride, padding, dilation, size in [
+        (2, [3, 3], 1, 1, 1, (5, 4)),
+        (33, [2, 3], (2, 1), [(3, 0), (1, 2)], (1, 2), (6, 7)),
+        (161, [3, 3], 2, 1, 1, (7, 9)),
+        (64, [5], 1, 2, 1, (140,)),
+        (7, [2, 1, 3], (1, 2, 1), 1, 1, (3, 4, 5)),
+    ]:
+        for padding_value, components, layout in [
+            (0.0, 1, "contiguous"),
+            (1.0, 2, "channels_last"),
+            (-1.0, 1, "cut"),
+        ]:
+            geometry = geometry_of(kernel, stride, padding, dilation, channels, padding_value)
+            weight = random_weight(format, components, channels, math.prod(kernel))
+            x = random_input((2, channels, *size), layout=layout)
+            assert_equal(x, weight, geometry, torch.randn(channels), bits)
+            assert (
+                native.last_kernel()
+                == f"{native.operator_of(format, 'conv')}/{format}/{kind}/depthwise/{isa}"
+            )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
+def test_the_longest_depthwise_sums_are_exact(isa, bits):
+    """More taps than 16 bits can sum, of the largest activations; -128 is the smallest of a low byte."""
+    taps = 70_000
+    geometry = geometry_of([taps], groups=2)
+    for format in ("binary", "base3"):
+        weight = PackedWeight.from_codes(
+            torch.ones(1, 2, taps, dtype=torch.int8), torch.ones(1, 2, 1), format
+        )
+        for value in (1.5, -1.5, 32384 / 32512):  # the last one is 127 * 256 - 128 in 16 bits
+            x = torch.full((1, 2, taps + 2), value)
+            x[:, :, -1] = 1.5 if abs(value) == 1.5 else 1.0
+            assert_equal(x, weight, geometry, None, bits)
 
 
 def test_windows_that_see_only_the_border(isa):
     for padding_value in (-1.0, 0.0, 1.0):
         geometry = geometry_of([2, 2], 1, 5, padding_value=padding_value)
-        for bits in (1, 8, 16):
-            weight = random_weight("binary", 1, 5, 4 * 10)
+        for format, bits in itertools.product(("binary", "base3"), (1, 2, 8, 16)):
+            weight = random_weight(format, 1, 5, 4 * 10)
             y = assert_equal(random_input((2, 10, 2, 3)), weight, geometry, None, bits)
             if padding_value == 0:
                 assert (y[..., 0, 0] == 0).all()
@@ -198,7 +250,7 @@ def test_padding_values_take_part_in_the_scale_of_a_sample():
     torch.testing.assert_close(y, torch.tensor([[[1.0, 0.25, 1.0]]]), atol=4e-3, rtol=0)
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_sample_is_nan_and_no_other(isa, bits, bad):
     geometry = geometry_of([3, 3], 1, 1)
@@ -224,7 +276,13 @@ def test_negative_zero_counts_as_plus_one(isa):
 def test_results_do_not_depend_on_threads_batch_or_instruction_set():
     geometry = geometry_of([3, 3], 1, 1)
     before = torch.get_num_threads()
-    for format, bits, rows in [("binary", 1, 70), ("binary", 8, 300), ("base3", 16, 70)]:
+    for format, bits, rows in [
+        ("binary", 1, 70),
+        ("binary", 8, 300),
+        ("base3", 16, 70),
+        ("two_bit", 2, 70),
+        ("base3", 1, 70),
+    ]:
         weight = random_weight(format, 1, rows, 9 * 40)
         x = random_input((4, 40, 14, 15))
         expected = native.conv(x, weight, geometry, None, bits)
@@ -244,15 +302,15 @@ def test_results_do_not_depend_on_threads_batch_or_instruction_set():
                 native.select_isa(None)
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
 def test_the_longest_sums_are_exact(isa, bits):
     channels = 4096
     geometry = geometry_of([64])
-    for format in ["binary"] if bits == 1 else ["binary", "two_bit", "base3"]:
+    for format in ("binary", "two_bit", "base3"):
         codes = torch.ones(1, 3, 64 * channels, dtype=torch.int8)
         weight = PackedWeight.from_codes(codes, torch.ones(1, 3, 1), format)
         y = native.conv(torch.full((1, channels, 65), 1.5), weight, geometry, None, bits)
-        level = {1: 1, 8: 127, 16: 32512}[bits]
+        level = {1: 1, 2: 1, 8: 127, 16: 32512}[bits]
         scale = torch.tensor(1.5) if level == 1 else torch.tensor(1.5) / level
         assert torch.equal(y, torch.full((1, 3, 2), float(64 * channels * level)) * scale)
 
@@ -264,17 +322,18 @@ def test_memory_handed_out_uninitialised_is_written_or_not_read(isa):
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         assert torch.empty(1).isnan()
-        for format, bits in [("binary", 1), ("binary", 16), ("two_bit", 8), ("base3", 16)]:
-            for groups, channels in [(1, 33), (3, 8)]:
+        kinds = [("binary", 1), ("binary", 16), ("two_bit", 8), ("base3", 16), ("base3", 2), ("two_bit", 1)]
+        for format, bits in kinds:
+            for groups, channels, rows in [(1, 33, 21), (3, 8, 21), (21, 1, 1)]:
                 geometry = geometry_of([2, 3], 1, 1, groups=groups)
-                weight = random_weight(format, 1, 21 * groups, 6 * channels)
+                weight = random_weight(format, 1, rows * groups, 6 * channels)
                 assert_equal(random_input((2, groups * channels, 5, 5)), weight, geometry, None, bits)
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
-@pytest.mark.parametrize("bits", [None, 1, 8, 16])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
 def test_memory_format_follows_the_input(bits):
     for kernel, shape in [([3], (2, 6, 9)), ([3, 3], (2, 6, 5, 7)), ([1, 2, 3], (2, 6, 3, 4, 5))]:
         weight = random_weight("binary", 1, 10, 6 * math.prod(kernel))
@@ -292,7 +351,7 @@ def test_memory_format_follows_the_input(bits):
             assert native.memory_format_of(single) == torch.contiguous_format
 
 
-@pytest.mark.parametrize("bits", [None, 1, 8, 16])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
 def test_empty_batches_and_expanded_inputs(bits):
     geometry = geometry_of([3, 3], 1, 1)
     weight = random_weight("binary", 1, 10, 9 * 6)

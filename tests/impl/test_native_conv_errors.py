@@ -48,8 +48,6 @@ def test_tensors_that_do_not_fit_are_refused():
     grouped = random_weight(group_size=8)
     with pytest.raises(ValueError, match="group_size is 8"):
         native.conv(x, grouped, geometry, None, 8)
-    with pytest.raises(native.NativeError, match="need binary weights"):
-        native.conv(x, random_weight("base3"), geometry, None, 1)
     with pytest.raises(native.NativeError, match="activation is 4"):
         native.conv(x, weight, geometry, None, 4)
 

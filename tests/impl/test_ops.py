@@ -42,6 +42,7 @@ CASES = [
     ("binary_linear", weight_of("binary", group_size=16), 8),
     ("ternary_linear", weight_of("base3", components=2), 8),
     ("ternary_linear", weight_of("two_bit", group_size=8), None),
+    ("ternary_linear", weight_of("base3", components=2), 2),
 ]
 
 
@@ -72,7 +73,7 @@ def test_fake_agrees_with_the_operator(name, weight, bits, shape):
 
 
 @pytest.mark.parametrize("format", ["binary", "base3", "two_bit"])
-@pytest.mark.parametrize("bits", [None, 8, 16])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
 def test_functions_reach_the_operators_and_agree_with_the_references(format, bits):
     weight = weight_of(format, group_size=16)
     x, bias = torch.randn(4, 50), torch.randn(23)
@@ -108,13 +109,15 @@ def test_second_derivative():
     torch.testing.assert_close(second, 2 * (upstream @ dense) @ dense.t(), rtol=1e-4, atol=1e-3)
 
 
-def test_sign_gradient_has_the_window_of_training_form():
-    weight = weight_of("binary")
+@pytest.mark.parametrize("format", ["binary", "base3", "two_bit"])
+@pytest.mark.parametrize("bits", [1, 2])
+def test_gradients_of_signs_and_ternary_values_have_the_window_of_training_form(format, bits):
+    weight = weight_of(format)
     x = torch.randn(3, 50, requires_grad=True)
-    functional.binary_linear(x, weight, activation_bits=1).sum().backward()
+    getattr(functional, native.operator_of(format))(x, weight, activation_bits=bits).sum().backward()
     leaf = x.detach().clone().requires_grad_()
     dense = weight.unpack()[0].float() * weight.scales[0]
-    (quantizers.fake_quantize_activations(leaf, 1) @ dense.t()).sum().backward()
+    (quantizers.fake_quantize_activations(leaf, bits) @ dense.t()).sum().backward()
     torch.testing.assert_close(x.grad, leaf.grad, rtol=1e-5, atol=1e-5)
     assert (x.grad == 0).any()
 
@@ -124,8 +127,8 @@ def test_wrong_arguments_are_refused():
     x = torch.randn(2, 50)
     with pytest.raises(ValueError, match="binary_linear does not take base3"):
         torch.ops.bitimpl.binary_linear(*arguments(x, ternary, None, 8))
-    with pytest.raises(ValueError, match="activation_bits=1, ternary_linear takes"):
-        torch.ops.bitimpl.ternary_linear(*arguments(x, ternary, None, 1))
+    with pytest.raises(ValueError, match="activation_bits=4, ternary_linear takes"):
+        torch.ops.bitimpl.ternary_linear(*arguments(x, ternary, None, 4))
     with pytest.raises(ValueError, match="format=9 is unknown"):
         torch.ops.bitimpl.binary_linear(*arguments(x, binary, None, 8)[:8], 9, 8)
     with pytest.raises(ValueError, match="bytes in one dimension"):

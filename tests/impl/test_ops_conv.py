@@ -56,10 +56,12 @@ CASES = [
     pytest.param("binary_conv", weight_of("binary", VOLUME), VOLUME, 16, id="volume-int16"),
     pytest.param("ternary_conv", weight_of("base3", IMAGE, 2), IMAGE, 8, id="image-int8"),
     pytest.param("ternary_conv", weight_of("two_bit", IMAGE), IMAGE, None, id="image-float"),
+    pytest.param("ternary_conv", weight_of("two_bit", IMAGE), IMAGE, 1, id="image-two-bit-sign"),
+    pytest.param("ternary_conv", weight_of("base3", VOLUME, 2), VOLUME, 2, id="volume-ternary"),
 ]
 
 
-@pytest.mark.parametrize(("name", "weight", "geometry", "bits"), [CASES[0], CASES[3]])
+@pytest.mark.parametrize(("name", "weight", "geometry", "bits"), [CASES[0], CASES[3], CASES[6]])
 def test_opcheck(name, weight, geometry, bits):
     x = input_of(geometry, requires_grad=True)
     bias = torch.randn(6, requires_grad=True)
@@ -108,7 +110,7 @@ def test_gradients_are_those_of_training_form(name, weight, geometry, bits):
     torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-4)
     for one, other in zip(found, torch.autograd.grad(z, (x, bias), upstream), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    if bits == 1:
+    if bits in (1, 2):
         assert (found[0] == 0).any()
 
 
@@ -141,8 +143,8 @@ def test_wrong_arguments_are_refused():
     x = input_of(IMAGE)
     with pytest.raises(ValueError, match="binary_conv does not take base3"):
         torch.ops.bitimpl.binary_conv(*arguments(x, ternary, IMAGE, None, 8))
-    with pytest.raises(ValueError, match="activation_bits=1, ternary_conv takes"):
-        torch.ops.bitimpl.ternary_conv(*arguments(x, ternary, IMAGE, None, 1))
+    with pytest.raises(ValueError, match="activation_bits=4, ternary_conv takes"):
+        torch.ops.bitimpl.ternary_conv(*arguments(x, ternary, IMAGE, None, 4))
     good = arguments(x, binary, IMAGE, None, 8)
     with pytest.raises(ValueError, match="format=9 is unknown"):
         torch.ops.bitimpl.binary_conv(*good[:7], 9, *good[8:])

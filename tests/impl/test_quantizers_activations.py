@@ -45,12 +45,39 @@ def test_minus_zero_is_plus_one():
     assert quantize_activations(torch.tensor([[0.0, -0.0, -1e-30]]), 1)[0].tolist() == [[1, 1, -1]]
 
 
+@given(row=rows)
+def test_ternary_values_are_those_of_ternary_weight_networks(row):
+    x = np.array([row], np.float32)
+    magnitudes = np.abs(x.astype(np.float64))
+    delta = np.float32(0.75 * magnitudes.mean())
+    kept = np.abs(x) > delta
+    q, scale = quantize_activations(torch.from_numpy(x), 2)
+    assert q.dtype == torch.int8
+    assert np.array_equal(q.numpy(), np.sign(x) * kept)
+    assert scale.item() == pytest.approx(magnitudes[kept].mean() if kept.any() else 0.0, rel=1e-6)
+
+
+def test_ternary_threshold_is_exclusive_and_rows_of_zeros_stay_zeros():
+    # Mean 4: the threshold is 3, which is itself a zero.
+    x = torch.tensor([[3.0, -3.0, 3.5, -6.5], [0.0, -0.0, 0.0, 0.0], [5.0, 5.0, -5.0, 5.0]])
+    q, scale = quantize_activations(x, 2)
+    assert q.tolist() == [[0, 0, 1, -1], [0, 0, 0, 0], [1, 1, -1, 1]]
+    assert scale.flatten().tolist() == [5.0, 0.0, 5.0]
+
+
+def test_the_smallest_numbers_have_ternary_values():
+    """The threshold of a row may round to 0: what is above it is above it."""
+    tiny = 2.0**-149
+    q, scale = quantize_activations(torch.tensor([[tiny, 0.0, 0.0, -0.0]]), 2)
+    assert (q.tolist(), scale.item()) == ([[1, 0, 0, 0]], tiny)
+
+
 def test_rounds_half_to_even():
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5]])
     assert quantize_activations(x, 8)[0].tolist() == [[127, 0, 2, 2, 0, -2]]
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_bad_value_spoils_its_row_only(bits, bad):
     x = torch.randn(3, 10)
@@ -70,7 +97,7 @@ def test_zeros(bits):
     assert (scale > 0).all()
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(5,), (0, 5), (2, 3, 5)])
 def test_shapes_and_dtypes(bits, dtype, shape):
@@ -100,9 +127,18 @@ def test_gradient_of_signs_stops_at_twice_the_mean():
         assert x.grad.tolist() == [[1, 1, 1, 0, 1]]
 
 
-@pytest.mark.parametrize("bits", [0, 2, 4, 32, None, True])
+def test_gradient_of_ternary_values_stops_at_one_and_a_half_steps():
+    # Mean 1, threshold 0.75: the scale is the mean of 0.9, 1.1 and 2.5, 1.5. The window ends at 2.25.
+    for unit in (1.0, 64.0):
+        x = (torch.tensor([[0.5, 0.0, -0.9, 1.1, 2.5]]) * unit).requires_grad_()
+        assert quantize_activations(x, 2)[1].item() == pytest.approx(1.5 * unit)
+        fake_quantize_activations(x, 2).sum().backward()
+        assert x.grad.tolist() == [[1, 1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("bits", [0, 3, 4, 32, None, True])
 def test_unknown_width(bits):
-    with pytest.raises(ValueError, match="one of 1, 8 and 16"):
+    with pytest.raises(ValueError, match="one of 1, 2, 8 and 16"):
         quantize_activations(torch.randn(2, 4), bits)
 
 

@@ -27,7 +27,7 @@ def images(layout=torch.contiguous_format, dtype=torch.float32):
     return x.to(dtype).contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_sample_is_one_row(bits, layout):
     x = images(layout)
@@ -51,12 +51,14 @@ def test_integer_borders_are_values_of_the_sample(bits, value):
     assert scale[0] * {8: 127, 16: 32512}[bits] == pytest.approx(max(float(x[0].abs().max()), abs(value)))
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
-def test_sign_borders_do_not_enter_the_scale(value):
+def test_borders_of_signs_and_ternary_values_do_not_enter_the_scale(bits, value):
     x = images()
-    q, scale = quantize_samples(x, 1, padded(value))
-    assert torch.equal(scale, quantize_samples(x, 1, UNPADDED)[1])
-    assert torch.equal(q[:, :, 1:-1, 2:], torch.where(x >= 0, 1, -1).to(torch.int8))
+    q, scale = quantize_samples(x, bits, padded(value))
+    inner, inner_scale = quantize_samples(x, bits, UNPADDED)
+    assert torch.equal(scale, inner_scale)
+    assert torch.equal(q[:, :, 1:-1, 2:], inner)
     assert (q[:, :, 0] == value).all()
     assert (q[:, :, :, :2] == value).all()
 
@@ -67,7 +69,7 @@ def test_equal_borders_of_zeros_are_left_to_torch():
     assert fake_quantize_samples(x, None, padded(0.0, ((1, 1), (2, 2)))) is x
 
 
-@pytest.mark.parametrize("bits", [None, 1, 8, 16])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fake_quantisation_gives_the_decoded_integers(bits, value, dtype):
@@ -83,7 +85,7 @@ def test_fake_quantisation_gives_the_decoded_integers(bits, value, dtype):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("bits", [None, 1, 8, 16])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
 def test_gradients_pass_as_through_quantised_rows(bits):
     x = images().requires_grad_()
     upstream = torch.randn(3, 4, 7, 8)
@@ -95,7 +97,7 @@ def test_gradients_pass_as_through_quantised_rows(bits):
     leaf = x.detach().flatten(1).requires_grad_()
     fake_quantize_activations(leaf, bits).backward(inner.flatten(1))
     assert torch.equal(x.grad.flatten(1), leaf.grad)
-    assert bool((x.grad == 0).any()) == (bits == 1)
+    assert bool((x.grad == 0).any()) == (bits in (1, 2))
 
 
 def test_empty_batches():

@@ -12,7 +12,7 @@ from torch import nn
 
 from impl import BinaryLinear, BitLinear, MultiTernaryLinear
 from impl.layers.binary_conv import BinaryConv2d
-from impl.quantizers import fake_quantize_activations
+from impl.quantizers import fake_quantize_activations, quantize_activations
 from impl.training import at_strength, set_strength, strength_of
 
 LAYERS = [
@@ -116,7 +116,7 @@ def test_half_precision_and_autocast(dtype):
         assert layer(inputs(4)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("bits", [None, 1, 8])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8])
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
 def test_convolutions_are_blended_as_well(strength, bits):
     torch.manual_seed(3)
@@ -133,6 +133,9 @@ def test_convolutions_are_blended_as_well(strength, bits):
     elif bits == 1:
         signs = torch.where(samples >= 0, 1.0, -1.0) * samples.abs().mean((1, 2, 3), keepdim=True)
         border = border + strength * (F.pad(signs, (1, 1, 1, 1)) - border)
+    elif bits == 2:
+        q, scale = quantize_activations(samples, 2, (1, 2, 3))
+        border = border + strength * (F.pad(q * scale, (1, 1, 1, 1)) - border)
     y = layer(x)
     expected = F.conv2d(border, used, layer.bias)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
@@ -140,9 +143,12 @@ def test_convolutions_are_blended_as_well(strength, bits):
     y.backward(upstream)
     border.requires_grad_()
     (into,) = torch.autograd.grad(F.conv2d(border, used), border, upstream)
+    window = torch.ones_like(samples)
     if bits == 1:
         window = (samples.abs() <= 2 * samples.abs().mean((1, 2, 3), keepdim=True)).float()
-        into = into * F.pad(1 - strength + strength * window, (1, 1, 1, 1))
+    elif bits == 2:
+        window = (samples.abs() <= 1.5 * quantize_activations(samples, 2, (1, 2, 3))[1]).float()
+    into = into * F.pad(1 - strength + strength * window, (1, 1, 1, 1))
     torch.testing.assert_close(x.grad, into[:, :, 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
     set_strength(layer, weights=1, activations=1)
     assert type(layer) is BinaryConv2d

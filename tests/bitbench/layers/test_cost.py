@@ -97,6 +97,9 @@ def test_int8_weights_take_a_byte_each_and_a_double_a_scale(scale: str, scales_b
     [
         ({"kind": "binary", "activation_bits": 1}, "bit", 600),
         ({"kind": "binary", "activation_bits": None}, "fp32", 600),
+        ({"kind": "binary", "activation_bits": 2}, "bit", 600),
+        ({"kind": "ternary", "activation_bits": 1}, "bit", 600),
+        ({"kind": "ternary", "activation_bits": 2}, "bit", 1200),
         ({"kind": "ternary", "activation_bits": 8}, "int8", 600),
         ({"kind": "ternary", "activation_bits": 16}, "int8", 1200),
         ({"kind": "k_ternary", "k": 3, "activation_bits": 8}, "int8", 1800),

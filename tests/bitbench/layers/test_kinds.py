@@ -24,6 +24,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "binary-w1a1": {"kind": "binary", "activation_bits": 1},
     "binary-float": {"kind": "binary", "activation_bits": None, "group_size": 24},
     "ternary": {"kind": "ternary"},
+    "ternary-a2": {"kind": "ternary", "activation_bits": 2},
     "ternary-2bit": {"kind": "ternary", "format": "two_bit", "activation_bits": 16},
     "ternary-float": {"kind": "ternary", "activation_bits": None, "scale": "tensor"},
     "ternary-training": {"kind": "ternary", "form": "training"},

@@ -17,7 +17,7 @@ from bitbench.layers import registry
         ({"kind": "ternary", "group_size": 100}, "not 100; the nearest: 96 or 104"),
         ({"kind": "ternary", "group_size": 0}, "multiple of 8, not 0"),
         ({"kind": "ternary", "group_size": 64, "scale": "tensor"}, "scale per row and group"),
-        ({"kind": "ternary", "activation_bits": 1}, "Input should be 8 or 16"),
+        ({"kind": "ternary", "activation_bits": 3}, "Input should be 1, 2, 8 or 16"),
         ({"kind": "ternary", "format": "binary"}, "'base3' or 'two_bit'"),
         ({"kind": "k_ternary", "k": 0}, "greater than or equal to 1"),
         ({"kind": "k_ternary", "k": 17}, "less than or equal to 16"),

@@ -65,7 +65,7 @@ EVERY = {
 def test_every_operator_format_and_activation_is_measured(
     plan: Plan, tokens: int, threads: int | None
 ) -> None:
-    assert {1, 8, 16, None} <= {bits for _, _, bits in EVERY}
+    assert {1, 2, 8, 16, None} <= {bits for _, _, bits in EVERY}
     assert kernels_at(plan, shape=SQUARE, tokens=tokens, cache="hot", threads=threads) == EVERY
     if tokens <= 16:
         assert kernels_at(plan, shape=SQUARE, tokens=tokens, cache="cold", threads=threads) == EVERY

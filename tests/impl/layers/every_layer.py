@@ -128,6 +128,7 @@ CASES = [
     _case(BitLinear, 12, 9),
     _case(BitLinear, 12, 9, activation_bits=8, format="two_bit"),
     _case(BitLinear, 12, 9, activation_bits=16, rule="twn"),
+    _case(BitLinear, 12, 9, activation_bits=2),
     _case(MultiTernaryLinear, 12, 9, k=2, refit=False),
     _case(MultiTernaryLinear, 12, 9, k=3, activation_bits=8, group_size=8, refit=False),
     _case(BinaryConv1d, 4, 6, 3, shape=(2, 4, 9), padding=1, padding_value=-1, activation_bits=1),

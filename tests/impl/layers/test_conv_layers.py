@@ -117,7 +117,7 @@ def test_borders_lie_as_those_of_torch(padding, kernel):
 
 
 @pytest.mark.parametrize("value", [-1, 0, 1])
-@pytest.mark.parametrize("bits", [None, 1, 8, 16])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
 def test_either_form_lays_the_same_border(value, bits):
     torch.manual_seed(0)
     layer = BinaryConv2d(3, 5, 3, padding=(2, 1), padding_value=value, activation_bits=bits)
@@ -209,7 +209,7 @@ def test_latent_gradient_is_that_of_the_estimator(ste):
     assert layer.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("bits", [None, 1, 8, 16])
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
 @pytest.mark.parametrize("value", [0, 1])
 def test_packed_gradients_are_those_of_training_form(bits, value):
     torch.manual_seed(0)
@@ -292,7 +292,7 @@ def test_training_lowers_the_loss_and_survives_packing(cls):
         (lambda: BinaryConv2d(4, 4, 3, padding_value=2), ValueError, "padding_value must be -1, 0 or"),
         (lambda: BinaryConv2d(4, 4, 3, padding_value="zeros"), ValueError, "padding_value must be"),
         (lambda: BinaryConv2d(4, 4, 3, activation_bits=4), ValueError, "activation_bits=4"),
-        (lambda: TernaryConv2d(4, 4, 3, activation_bits=1), ValueError, "activation_bits=1, TernaryConv2d"),
+        (lambda: TernaryConv2d(4, 4, 3, activation_bits=3), ValueError, "activation_bits=3, TernaryConv2d"),
         (lambda: TernaryConv2d(4, 4, 3, rule="absmin"), ValueError, "rule"),
         (lambda: TernaryConv2d(4, 4, 3, format="base4"), ValueError, "did you mean 'base3'"),
         (lambda: MultiTernaryConv2d(4, 4, 3, k=0), ValueError, "k must be at least 1"),
@@ -369,6 +369,8 @@ def test_the_native_kernels_serve(grad):
     for cls, bits, kernel in (
         (BinaryConv2d, 1, "binary_conv/binary/sign/gemm"),
         (TernaryConv2d, 8, "ternary_conv/base3/int8/gemm"),
+        (TernaryConv2d, 2, "ternary_conv/base3/ternary/gemm"),
+        (TernaryConv2d, 1, "ternary_conv/base3/sign/gemm"),
         (TernaryConv2d, None, "ternary_conv/base3/float/decode+conv"),
     ):
         layer = cls(4, 5, 3, activation_bits=bits).pack()

@@ -71,6 +71,11 @@ def activations_of(x, bits, dims=(-1,)):
         scale = x.detach().abs().mean(dim=dims, keepdim=True)
         inside = x.detach().abs() <= 2 * scale
         return through(torch.where(x >= 0, 1.0, -1.0) * scale, x * inside)
+    if bits == 2:
+        magnitudes = x.detach().abs()
+        kept = magnitudes > 0.75 * magnitudes.mean(dim=dims, keepdim=True)
+        scale = (magnitudes * kept).sum(dim=dims, keepdim=True) / kept.sum(dim=dims, keepdim=True)
+        return through(x.detach().sign() * kept * scale, x * (magnitudes <= 1.5 * scale))
     levels = {4: 7, 8: 127, 16: 32512}[bits]
     scale = x.detach().abs().amax(dim=dims, keepdim=True) / levels
     return through((x / scale).round() * scale, x)

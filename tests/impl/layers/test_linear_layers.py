@@ -20,7 +20,7 @@ def reference(layer, x):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("bits", [1, 2, 8, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_integer_activations_are_exact(cls, bits, dtype):
     torch.manual_seed(0)
@@ -113,10 +113,11 @@ def test_latent_gradient_is_that_of_the_estimator(ste):
     assert torch.equal(layer.bias.grad, torch.full((5,), 3.0))
 
 
-@pytest.mark.parametrize("bits", [None, 1, 8, 16])
-def test_packed_gradients_are_those_of_training_form(bits):
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("bits", [None, 1, 2, 8, 16])
+def test_packed_gradients_are_those_of_training_form(cls, bits):
     torch.manual_seed(0)
-    layer = BinaryLinear(40, 70, activation_bits=bits)
+    layer = cls(40, 70, activation_bits=bits, **({"refit": False} if cls is MultiTernaryLinear else {}))
     x = torch.randn(2, 5, 40)
 
     def gradients():
@@ -211,7 +212,7 @@ def test_training_lowers_the_loss_and_survives_packing(cls):
         (lambda: MultiTernaryLinear(4, 4, k=17), ValueError, "k must be at most 16"),
         (lambda: BitLinear(4, 4, format="base4"), ValueError, "did you mean 'base3'"),
         (lambda: BitLinear(4, 4, rule="absmin"), ValueError, "rule"),
-        (lambda: BitLinear(4, 4, activation_bits=1), ValueError, "activation_bits=1"),
+        (lambda: BitLinear(4, 4, activation_bits=3), ValueError, "activation_bits=3"),
         (lambda: BitLinear(4, 4, activation_bits=4), ValueError, "activation_bits=4"),
         (
             lambda: BinaryLinear(4, 4, activation_bits=True),
@@ -322,7 +323,7 @@ def test_zero_counts_as_plus_one_forward_and_backward():
 
 def test_gradients_of_eager_calls_are_those_of_the_operator():
     torch.manual_seed(0)
-    for bits in (None, 1, 8):
+    for bits in (None, 1, 2, 8):
         layer = BinaryLinear(20, 6, activation_bits=bits).pack()
         x = torch.randn(3, 20, requires_grad=True)
         eager = torch.autograd.grad(layer(x).square().sum(), (x, layer.bias))

@@ -93,6 +93,9 @@ def test_half_precision(every_layer, layer_case, packed, dtype):
 
 def test_autocast(every_layer, layer_case, packed):
     layer, x = layer_case.build(packed), layer_case.inputs()
+    if x.is_floating_point():
+        # As autocast rounds it: a value may else cross the threshold of ternary activations.
+        x = x.to(torch.bfloat16).to(x.dtype)
     expected = every_layer.outputs(layer, x)
     with torch.autocast("cpu", torch.bfloat16):
         y, found = every_layer.run(layer, x, layer)
