@@ -179,4 +179,13 @@ int bitimpl_ternary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x
                              y, workspace, workspace_bytes);
 }
 
+int bitimpl_linear(const bitimpl_linear_call* call) {
+  using namespace bitimpl;
+  if (call == nullptr) return fail(BITIMPL_INVALID_ARGUMENT, "call is NULL: pass a bitimpl_linear_call");
+  const bool binary = call->weight != nullptr && call->weight->format == BITIMPL_BINARY;
+  return run_linear(binary ? Operator::kBinary : Operator::kTernary, call->weight, &call->x,
+                    call->activation, call->bias, call->bias_dtype, &call->y, call->workspace,
+                    call->workspace_bytes);
+}
+
 }  // extern "C"

@@ -17,7 +17,10 @@ namespace {
 constexpr double kWorkPerThread = 2e6;
 
 constexpr int kMaxThreads = 256;
-constexpr int64_t kPiecesPerShare = 8;
+// Into how many pieces a thread's share is cut, so that others can take some over; each costs a call
+// that begins anew, so that short ones are not worth it.
+constexpr double kMostPieces = 4;
+constexpr double kWorkPerPiece = 1e6;
 
 int64_t nanoseconds(clockid_t clock) {
   timespec t;
@@ -84,13 +87,14 @@ void parallel_ranges(int64_t count, int64_t grain, double work, int threads, Ran
   region.watched = account.watches();
   region.body = body;
   region.context = context;
+  const auto pieces = static_cast<int64_t>(std::clamp(work / threads / kWorkPerPiece, 1.0, kMostPieces));
   for (int64_t i = 0; i < threads; ++i) {
     const int64_t begin = count * i / threads;
     Share& share = region.shares[i];
     share.next.store(begin, std::memory_order_relaxed);
     share.end = count * (i + 1) / threads;
     share.worked = 0;  // fewer threads may come than were asked for
-    share.piece = std::max(grain, (share.end - begin) / kPiecesPerShare);
+    share.piece = std::max({grain, (share.end - begin) / pieces, int64_t{1}});
   }
   // The whole pool, though some of it may find nothing to do: a smaller team would end the threads
   // beyond it, and the next full one, ours or torch's, would have to create them again.

@@ -149,6 +149,19 @@ typedef struct bitimpl_matrix {
   int64_t row_stride;
 } bitimpl_matrix;
 
+/* All arguments of a linear operator, for callers to whom each one costs (interpreters): the operator
+ * is that of the weight's format. */
+typedef struct bitimpl_linear_call {
+  const bitimpl_weight* weight;
+  bitimpl_matrix x;
+  bitimpl_matrix y;
+  const void* bias;
+  int32_t bias_dtype; /* bitimpl_dtype */
+  int32_t activation; /* bitimpl_activation */
+  void* workspace;
+  int64_t workspace_bytes;
+} bitimpl_linear_call;
+
 /* Samples x channels x positions; strides in elements. Always three spatial dimensions: an image
  * or a signal has leading ones. x: strides of at least 0; y: no two elements in one place. */
 typedef struct bitimpl_image {
@@ -248,6 +261,9 @@ int bitimpl_binary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
 int bitimpl_ternary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
                            int32_t activation, const void* bias, int32_t bias_dtype,
                            const bitimpl_matrix* y, void* workspace, int64_t workspace_bytes);
+
+/* The one of the two that the weight's format asks for. */
+int bitimpl_linear(const bitimpl_linear_call* call);
 
 /* Bytes of scratch a convolution of images like x needs, or -1; x.data is not looked at. Threads as
  * in bitimpl_linear_workspace. */

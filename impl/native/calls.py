@@ -33,23 +33,20 @@ FLOAT_ROWS = {"avx512": 128, "avx2": 12, "neon_i8mm": 12, "neon": 12, "portable"
 _KEPT_WORKSPACE = 1 << 20
 
 
-# Two bitimpl_matrix, x then y, as one buffer: filling them in one go costs a tenth of setting
-# the ten fields of two ctypes structures.
-_MATRIX = "PiiqqqPiiqqq"
-_MATRICES = struct.Struct("@" + _MATRIX)
-_MATRIX_BYTES = _MATRICES.size // 2
+# bitimpl_linear_call, its two matrices written out. One structure filled in one go costs half of what
+# ctypes takes to convert as many arguments.
+_CALL = struct.Struct("@PPiiqqqPiiqqqPiiPq")
 
 
 class _Frame:
     """Argument memory of one call in flight. Frames are taken from a free list and put back, so
     that threads never share one and a call allocates none."""
 
-    __slots__ = ("matrices", "workspace", "workspace_bytes", "workspace_pointer", "x", "y")
+    __slots__ = ("call", "pointer", "workspace", "workspace_bytes", "workspace_pointer")
 
     def __init__(self) -> None:
-        self.matrices = ctypes.create_string_buffer(_MATRICES.size)
-        self.x = ctypes.addressof(self.matrices)
-        self.y = self.x + _MATRIX_BYTES
+        self.call = ctypes.create_string_buffer(_CALL.size)
+        self.pointer = ctypes.addressof(self.call)
         self.reserve(0)
 
     def reserve(self, size: int) -> None:
@@ -125,9 +122,9 @@ class PreparedLinear:
         self._weight_pointer = ctypes.addressof(self._descriptor)
         self._codes_pointer = weight.codes.data_ptr()
         self._scales_pointer = weight.scales.data_ptr()
-        self._call = self._library.function(operator_of(weight.format))
+        self._call = self._library.function("linear")
         self._activation = activation_bits or 0
-        self._bias_pointer: int | None = None
+        self._bias_pointer = 0
         self._bias_dtype = 0
         if bias is not None:
             if bias.dtype not in DTYPES or bias.shape != (weight.rows,) or not bias.is_contiguous():
@@ -193,15 +190,14 @@ class PreparedLinear:
         if frame.workspace_bytes < size:
             frame.reserve(size)
         dtype = DTYPES[x.dtype]
-        _MATRICES.pack_into(
-            frame.matrices, 0,
+        _CALL.pack_into(
+            frame.call, 0, self._weight_pointer,
             x.data_ptr(), dtype, 0, rows, cols, row_stride,
             y.data_ptr(), dtype, 0, rows, weight.rows, weight.rows,
+            self._bias_pointer, self._bias_dtype, self._activation,
+            frame.workspace_pointer, frame.workspace_bytes,
         )  # fmt: skip
-        status = self._call(
-            self._weight_pointer, frame.x, self._activation, self._bias_pointer, self._bias_dtype,
-            frame.y, frame.workspace_pointer, frame.workspace_bytes,
-        )  # fmt: skip
+        status = self._call(frame.pointer)
         if frame.workspace_bytes > _KEPT_WORKSPACE:
             frame.reserve(0)
         _frames.append(frame)

@@ -90,24 +90,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64),
     ),
     "multiply_accumulate": (ctypes.c_int64, (ctypes.c_int32, ctypes.c_int64)),
+    "linear": (ctypes.c_int, (ctypes.c_void_p,)),
     "linear_workspace": (ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32)),
     "conv_workspace": (
         ctypes.c_int64,
         (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32),
     ),
 }
-_LINEAR_ARGUMENTS = (
-    ctypes.c_void_p,  # weight
-    ctypes.c_void_p,  # x
-    ctypes.c_int32,  # activation
-    ctypes.c_void_p,  # bias
-    ctypes.c_int32,  # bias dtype
-    ctypes.c_void_p,  # y
-    ctypes.c_void_p,  # workspace
-    ctypes.c_int64,  # workspace bytes
-)
-for _operator in ("binary_linear", "ternary_linear"):
-    _SIGNATURES[_operator] = (ctypes.c_int, _LINEAR_ARGUMENTS)
 _CONV_ARGUMENTS = (
     ctypes.c_void_p,  # weight
     ctypes.c_void_p,  # geometry

@@ -129,6 +129,13 @@ def test_bad_bias(library: Library) -> None:
     assert "bias_dtype is 5" in library.error()
 
 
+def test_arguments_in_one_structure(library: Library) -> None:
+    assert library.c.bitimpl_linear(None) == INVALID_ARGUMENT
+    assert "call is NULL: pass a bitimpl_linear_call" in library.error()
+    assert library.c.bitimpl_linear(bytes(120)) == INVALID_ARGUMENT
+    assert "weight is null" in library.error()
+
+
 def test_misaligned_data(library: Library) -> None:
     call = Call()
     assert call.x is not None
