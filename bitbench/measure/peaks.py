@@ -109,11 +109,12 @@ def cache_bandwidth(device: str, threads: int) -> float:
 
 
 def _readers(buffer: torch.Tensor) -> list[Callable[[], Any]]:
-    """Calls that read all of ``buffer`` and do little else."""
+    """Calls that read all of ``buffer`` and do little else, from huge pages as packed weights are."""
     from impl import native
 
     readers: list[Callable[[], Any]] = [buffer.sum, buffer.amax]
     if buffer.device.type == "cpu" and native.available():
+        native.prefer_huge_pages(buffer)
         readers.append(lambda: native.read_bytes(buffer.data_ptr(), buffer.nbytes))
     return readers
 

@@ -136,6 +136,7 @@ class QuantizedLinear(QuantizedLayer):
             x = autocast(x)
         prepared: native.PreparedLinear | None = self._prepared
         if prepared is None or not prepared.matches(codes, scales, bias):
+            native.prefer_huge_pages(codes)
             prepared = native.PreparedLinear(self.packed_weight, bias, self.activation_bits)
             self.__dict__["_prepared"] = prepared  # past nn.Module.__setattr__, which takes 1 us
         self.__dict__["_served"] = prepared

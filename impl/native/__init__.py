@@ -13,6 +13,7 @@ from impl.native.backends import (
 )
 from impl.native.calls import DTYPES, PreparedLinear, dequantize, linear
 from impl.native.convolution import PreparedConv, conv, memory_format_of
+from impl.native.huge_pages import prefer_huge_pages
 from impl.native.library import (
     ABI_VERSION,
     NativeError,
@@ -47,6 +48,7 @@ __all__ = [
     "memory_format_of",
     "multiply_accumulate",
     "operator_of",
+    "prefer_huge_pages",
     "read_bytes",
     "record_kernel",
     "select_isa",
