@@ -85,7 +85,7 @@ void run_tiles(LinearKernel kernel, const LinearTask& task, char* scratch, int64
   const int64_t parts = token_parts(blocks, task.x.rows, threads);
   const double work = operator_work(task, task.x, task.x.rows);
   Dispatch dispatch = {kernel, task, scratch, scratch_stride, blocks, parts};
-  parallel_ranges(blocks * parts, 1, work, threads, run_range, &dispatch);
+  parallel_ranges(blocks * parts, kPanelBlocks, work, threads, run_range, &dispatch);
 }
 
 int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* x,

@@ -86,6 +86,8 @@ struct Tile {
 constexpr int64_t kBinaryBlockRows = 16;
 constexpr int64_t kTwoBitBlockRows = 16;
 constexpr int64_t kBase3BlockRows = 20;
+// Row blocks that the kernels of large batches decode at once (panel.h).
+constexpr int64_t kPanelBlocks = 4;
 
 // Batches up to this size are served by the GEMV form of a kernel, larger ones by the GEMM form.
 constexpr int64_t kGemvTokens = 4;

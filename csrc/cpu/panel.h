@@ -32,7 +32,6 @@ namespace bitimpl {
 namespace {
 
 constexpr int64_t kPanelLanes = 16;
-constexpr int64_t kPanelBlocks = 4;
 // Bytes between what is decoded and its prefetch: four blocks are read side by side.
 constexpr int64_t kAhead = 1024;
 constexpr int64_t kMostPanelRows = kPanelBlocks * kBase3BlockRows;

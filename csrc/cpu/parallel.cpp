@@ -94,7 +94,7 @@ void parallel_ranges(int64_t count, int64_t grain, double work, int threads, Ran
     share.next.store(begin, std::memory_order_relaxed);
     share.end = count * (i + 1) / threads;
     share.worked = 0;  // fewer threads may come than were asked for
-    share.piece = std::max({grain, (share.end - begin) / pieces, int64_t{1}});
+    share.piece = ((share.end - begin) / pieces + grain) / grain * grain;
   }
   // The whole pool, though some of it may find nothing to do: a smaller team would end the threads
   // beyond it, and the next full one, ours or torch's, would have to create them again.

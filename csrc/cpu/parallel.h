@@ -11,8 +11,8 @@ namespace bitimpl {
 int available_threads();
 
 // Calls body(context, thread, begin, end) on disjoint ranges that cover [0, count),
-// thread < threads; a thread may be called for several ranges, each of at least `grain` (but for
-// the last of a thread's share), one after the other. `work` estimates the whole in
+// thread < threads; a thread may be called for several ranges, one after the other, each a multiple of
+// `grain` (but for the last of a thread's share). `work` estimates the whole in
 // multiply-accumulates: where waking the pool would cost more than it saves, everything runs on the
 // calling thread.
 //
