@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from impl.convert import has_hooks
 from impl.layers.base import QuantizedLinear
 from impl.layers.conv import QuantizedConv
 from impl.layers.forms import TwoForms
@@ -199,9 +200,8 @@ def _find_pairs(model: nn.Module) -> list[tuple[str, str]]:
         if not isinstance(node, fx.Node) or node.op != "call_module":
             return None
         name, module = str(node.target), modules[str(node.target)]
-        hooked = module._forward_hooks or module._forward_pre_hooks
         shared = calls[name] > 1 or any(attribute.startswith(f"{name}.") for attribute in read)
-        return None if hooked or shared else module
+        return None if has_hooks(module) or shared else module
 
     pairs = []
     for node in graph.nodes:

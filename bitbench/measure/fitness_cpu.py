@@ -180,7 +180,7 @@ def layout() -> list[Finding]:
     if pages := host.huge_pages():
         why = {
             "always": "large weights get them while memory is whole: times differ after a long uptime",
-            "madvise": "only programs that ask get them: torch's buffers do not, like in most deployments",
+            "madvise": "only programs that ask get them: packed weights do, torch's buffers do not",
             "never": "reading large weights also pays for address translation",
         }.get(pages, "")
         found.append(fit("huge pages", pages, why))

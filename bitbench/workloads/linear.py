@@ -134,10 +134,12 @@ class LinearSession(Session):
         flush = cold and self.context.device == "cuda"
         copies, why = copies_needed(weight_bytes, cache) if cold and not flush else (1, None)
         modules = [made.module, *made.kind.copies(made.module, copies - 1)]
+        x = self.input(made.dtype, self.params["tokens"])
+        first_calls(modules, x)
         return LinearSubject(
             made,
             modules,
-            self.input(made.dtype, self.params["tokens"]),
+            x,
             # Of weights called again and again a cache may keep a part; of as many as the bandwidth
             # was measured with, no more than it kept then.
             from_memory=cold or weight_bytes >= READ_CACHES * cache > 0,
@@ -182,6 +184,16 @@ class LinearSession(Session):
         with torch.inference_mode():
             module(x)
             return peak_on(self.context.device, lambda: module(x))
+
+
+def first_calls(modules: list[nn.Module], x: torch.Tensor) -> None:
+    """Call every copy once. Layers prepare themselves in their first call, which takes milliseconds where
+    memory is moved into huge pages: without this, timed calls would be the first ones of later copies."""
+    import torch
+
+    with torch.inference_mode():
+        for module in modules:
+            module(x)
 
 
 class LinearSubject(Subject):

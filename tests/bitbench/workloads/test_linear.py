@@ -183,6 +183,15 @@ def test_cold_rotates_through_copies_that_overflow_the_cache(monkeypatch: pytest
     assert subject.check().passed
 
 
+@torch.inference_mode()
+def test_no_timed_call_is_the_first_of_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "last_level_cache", lambda: 100_000)
+    spec = layer(kind="ternary", activation_bits=8)
+    subject = session({"shape": [512, 512], "tokens": 1, "cache": "cold"}).build("ternary", spec)
+    assert subject.rotation > 1
+    assert all(module.last_kernel for module in subject._modules)
+
+
 @given(st.integers(1, 10**9), st.integers(1, 10**9))
 def test_copies(weight_bytes: int, cache: int) -> None:
     copies, why = copies_needed(weight_bytes, cache)
