@@ -15,6 +15,7 @@ import impl
 from bitbench.analysis.summary import summarise
 from bitbench.cli import create_app
 from bitbench.report.console import layer_table
+from bitbench.report.performance import blocks, embed
 from bitbench.store.reader import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,11 +23,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_is_that_of_the_stored_run() -> None:
-    (run,) = set(re.findall(r"stored run `(results/[^`]+)`", README))
+    run, *_ = re.findall(r"stored run `(results/[^`]+)`", README)
     shown = io.StringIO()
     Console(file=shown, width=100).print(layer_table(summarise(load_run(ROOT / run))))
     table = "\n".join(line.rstrip() for line in shown.getvalue().rstrip().splitlines())
     assert f"```text\n{table}\n```" in README
+
+
+def test_the_performance_tables_are_those_of_stored_runs() -> None:
+    runs = {block.suite: block.run for block in blocks(README)}
+    assert set(runs) == {"kernels", "peers"}
+    for run in runs.values():
+        assert (ROOT / run).is_dir(), f"{run!r} is not a published run"
+        assert embed(README, summarise(load_run(ROOT / run)), run) == README
 
 
 def test_the_error_rates_are_those_of_the_stored_launches() -> None:
