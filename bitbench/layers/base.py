@@ -116,8 +116,7 @@ class LayerKind(ABC):
     def tolerance(self, spec: Any, in_features: int) -> float:
         """Largest acceptable error of the output, relative to the largest reference value."""
 
-    # The two below are for kinds that have a convolution: these answers need none of the arguments.
-    def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:  # noqa: ARG002
+    def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:  # noqa: ARG002 - there is none of any shape
         """A convolution with random weights, as :meth:`random`. Its cost is that of a layer with
         ``shape.columns`` inputs, for each output position.
 
@@ -127,7 +126,7 @@ class LayerKind(ABC):
 
         raise Unsupported(f"a {self.name} layer is a matrix product: there is no convolution of it")
 
-    def conv2d_reference(self, spec: Any, module: nn.Module, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def conv2d_reference(self, spec: Any, module: nn.Module, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - there is none of any input
         """Exact output of a convolution for ``x [batch, in, size, size]``, as :meth:`reference`."""
         raise TypeError(f"{type(self).__name__} has no convolution")
 

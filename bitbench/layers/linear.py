@@ -81,8 +81,7 @@ class Linear(LayerKind):
         sides = (shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding)
         return drawn(_empty(nn.Conv2d, *sides, bias=bias, spec=spec), shape.columns, seed)
 
-    # The module holds its dtype: the description adds nothing.
-    def conv2d_reference(self, spec: LinearSpec, module: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def conv2d_reference(self, spec: LinearSpec, module: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - the module holds its dtype
         from bitbench.layers.convolution import product
 
         return product(x, module.weight.double(), module.bias, module, None)

@@ -84,7 +84,7 @@ class Conv2dWorkload(WorkloadKind):
         cut = {"shapes": spec.shapes[:1], "batch": spec.batch[:1], "memory_format": spec.memory_format[:1]}
         return spec.model_copy(update=cut)
 
-    def estimate(self, spec: Conv2dSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
+    def estimate(self, spec: Conv2dSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002 - all layers alike
         shape = shape_of(plan.params)
         weights = shape.out_channels * shape.columns
         if plan.phase == "once":
@@ -113,11 +113,11 @@ class Conv2dSession(Session):
         self.shape = shape_of(params)
         self.context = context
 
-    def build(self, layer: str, spec: LayerSpec) -> Conv2dSubject:  # noqa: ARG002
+    def build(self, layer: str, spec: LayerSpec) -> Conv2dSubject:  # noqa: ARG002 - its name changes nothing
         made = self._make(spec)
         return Conv2dSubject(made, self.shape, self.input(made.dtype, self.params["batch"]))
 
-    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002
+    def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002 - bytes are the same each time
         import torch
         from torch import nn
 
@@ -152,7 +152,7 @@ class Conv2dSession(Session):
         kind, shape = registry.get(spec.kind), self.shape
         module = kind.random_conv2d(spec, shape, bias=self.bias, seed=self.context.seed)
         # torch's stubs know `memory_format` for tensors only.
-        placed = module.to(device=self.context.device, memory_format=self._memory_format())  # type: ignore[call-overload]
+        placed = module.to(device=self.context.device, memory_format=self._memory_format())  # type: ignore[call-overload]  # not in torch's stubs
         return Made(kind, spec, placed.eval(), rows=shape.out_channels, columns=shape.columns)
 
 

@@ -30,7 +30,9 @@ LAYERS: dict[str, dict[str, Any]] = {
     "foreign": {"kind": "ternary", "isa": "neon"},
 }
 
-needs_native = pytest.mark.skipif(not native.available(), reason="no native kernels to choose among")
+needs_native = pytest.mark.skipif(
+    not native.available(), reason="no native library: a C++ compiler builds it"
+)
 
 
 @pytest.fixture(autouse=True)

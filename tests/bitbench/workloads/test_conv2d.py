@@ -207,7 +207,7 @@ def test_an_honest_layer_passes_and_one_that_spoils_its_weight_does_not(
 ) -> None:
     subject = lying("", monkeypatch)
     assert subject.check().passed
-    subject._made.module.weight[0, 0] += 1  # type: ignore[index, operator]
+    subject._made.module.weight[0, 0] += 1
     assert not subject.check().passed
     with pytest.raises(RuntimeError, match="shape"):
         lying("shape", monkeypatch).check()
