@@ -50,7 +50,7 @@ class LayerSummary:
     kind: str
     form: str
     """``packed`` (bytes alone), ``training`` (a latent weight), or ``float`` for modules that know no
-    other. Group-wise layers and bitorch_engine's binary ones are ``float`` until they are packed."""
+    other. Group-wise layers are always ``float``, bitorch_engine's binary ones until they are packed."""
     parameters: int
     """Weights and biases, however they are stored; tied ones count with the first layer."""
     weight_bits: float | None

@@ -166,7 +166,8 @@ def level(work: Work, peaks: Peaks, seconds: float) -> Level:
 
 class Ruler:
     """Judges results against the limits, and measures those again before believing that one was
-    broken: the first measurement may have met a busy moment. At most once a process."""
+    broken: the first measurement may have met a busy moment. At most once: a process
+    has one ruler for each number of threads."""
 
     def __init__(self, peaks: Peaks, remeasure: Callable[[], Peaks]) -> None:
         self.peaks = peaks

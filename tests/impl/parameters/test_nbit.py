@@ -46,7 +46,7 @@ def test_words_of_decoded_values_are_the_words(kind):
         parameter.scales[0] = 0  # where every code has the same value
     again = parameter.nearest_words(parameter.dequantize())
     assert torch.equal(parameter.codes, before)
-    words = 32 // 32 * 8  # of the first group, which has 8 bits in every kind
+    words = 8  # of the first group: 32 rows of 8 bits  # of the first group, which has 8 bits in every kind
     assert torch.equal(again[words:], before[words:])
     value = parameter.dequantize()
     parameter.codes.copy_(again)
