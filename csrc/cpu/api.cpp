@@ -182,10 +182,9 @@ int bitimpl_ternary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x
 int bitimpl_linear(const bitimpl_linear_call* call) {
   using namespace bitimpl;
   if (call == nullptr) return fail(BITIMPL_INVALID_ARGUMENT, "call is NULL: pass a bitimpl_linear_call");
-  const bool binary = call->weight != nullptr && call->weight->format == BITIMPL_BINARY;
-  return run_linear(binary ? Operator::kBinary : Operator::kTernary, call->weight, &call->x,
-                    call->activation, call->bias, call->bias_dtype, &call->y, call->workspace,
-                    call->workspace_bytes);
+  const Operator op = call->weight == nullptr ? Operator::kTernary : operator_of(call->weight->format);
+  return run_linear(op, call->weight, &call->x, call->activation, call->bias, call->bias_dtype,
+                    &call->y, call->workspace, call->workspace_bytes);
 }
 
 }  // extern "C"

@@ -19,7 +19,7 @@ namespace bitimpl {
 //   INT16         q[0] = hi, q[1] = lo with x ~ 256 * hi + lo; sums[0], sums[1]
 //   SIGN          signs, or q[0] of -1 and +1 with sums[0]
 //   TERNARY       signs and nonzero, counts; or q[0] of -1, 0 and +1 with sums[0]
-// Of the two the one that KernelTable::takes_bits chooses.
+// Of the two the one that KernelTable::takes_bits chooses; for convolutions, plan_conv().
 struct Activations {
   int32_t kind;  // bitimpl_activation
   int32_t planes;  // int8 planes: 2 (INT16), 1 (INT8, and SIGN and TERNARY as bytes), else 0

@@ -17,7 +17,9 @@ struct Peak {
 
 void run_peak(void* context, int, int64_t begin, int64_t end) {
   auto* peak = static_cast<Peak*>(context);
-  peak->done.fetch_add((end - begin) * peak->loop(peak->turns), std::memory_order_relaxed);
+  for (; begin < end; ++begin) {
+    peak->done.fetch_add(peak->loop(peak->turns), std::memory_order_relaxed);
+  }
 }
 
 }  // namespace
@@ -35,7 +37,7 @@ extern "C" int64_t bitimpl_multiply_accumulate(int32_t activation, int64_t turns
   }
   const int threads = available_threads();
   Peak peak = {activation == BITIMPL_ACTIVATION_INT8 ? kernels->int8_peak : kernels->sign_peak, turns, {0}};
-  // One range a thread, each as long as the other.
+  // A range for each thread there is; another does it where a thread is late or regions are paused.
   parallel_ranges(threads, 1, 1e18, threads, run_peak, &peak);
   return peak.done.load(std::memory_order_relaxed);
 }

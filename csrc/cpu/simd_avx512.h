@@ -20,15 +20,15 @@ namespace {
 // Bytes between a load of codes and its prefetch: about what RAM delivers in its own latency.
 constexpr int64_t kPrefetch = 8192;
 
-// base3 byte -> its digits 0..3 as a two_bit byte; digit 4 is recovered from sums (see
+// base3 byte below 128 -> its digits 0..3 as a two_bit byte; digit 4 is recovered from sums (see
 // ternary_avx512.cpp) or by comparison.
 struct DigitTable {
-  alignas(64) uint8_t bytes[256];
+  alignas(64) uint8_t bytes[128];
 };
 
 constexpr DigitTable make_digit_table() {
   DigitTable table = {};
-  for (int value = 0; value < 256; ++value) {
+  for (int value = 0; value < 128; ++value) {
     table.bytes[value] = static_cast<uint8_t>(value % 3 | value / 3 % 3 << 2 | value / 9 % 3 << 4 |
                                               value / 27 % 3 << 6);
   }

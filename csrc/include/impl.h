@@ -216,7 +216,7 @@ const char* bitimpl_last_kernel(void);
  * weights can come from memory. */
 uint64_t bitimpl_read(const void* data, int64_t bytes);
 
-/* Repeat the innermost instructions of the kernels on registers, `turns` times on each of the threads
+/* Repeat the innermost instructions of the kernels on registers, `turns` times for each of the threads
  * an operator would use, and return the multiply-accumulates that were: to measure what the
  * processor can do at most. activation: INT8 or SIGN. 0 where the instruction set in use has no
  * such instructions (portable), -1 on error. */

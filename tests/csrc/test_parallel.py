@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from kernel_library import REPOSITORY
+from kernel_library import REPOSITORY, host_compiler
 
 DRIVER = Path(__file__).with_name("parallel_driver.cpp")
 SOURCES = REPOSITORY / "csrc" / "cpu"
@@ -19,7 +18,7 @@ SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover
 
 @pytest.mark.parametrize("flags", [["-O2"], SANITIZED], ids=["plain", "sanitized"])
 def test_ranges_are_covered_and_regions_used_while_they_pay(tmp_path: Path, flags: list[str]) -> None:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    compiler = host_compiler()
     if compiler is None:
         pytest.skip("no C++ compiler: install one to run the checks of the thread pool")
     program = tmp_path / "parallel_driver"
