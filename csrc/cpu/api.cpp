@@ -2,7 +2,7 @@
 // activations are prepared, and the work is cut into tiles for the kernels in use.
 #include <stdint.h>
 
-#include "checks.h"
+#include "../common/checks.h"
 #include "isa.h"
 #include "kernels.h"
 #include "operators.h"
@@ -11,16 +11,6 @@
 
 namespace bitimpl {
 namespace {
-
-int check_tokens(const bitimpl_weight& w, int64_t tokens) {
-  const double elements = static_cast<double>(tokens) * static_cast<double>(w.cols + 512);
-  if (tokens < 0 || tokens > kMaxDimension || elements * 4.0 > kMaxWorkspace) {
-    return fail(BITIMPL_INVALID_ARGUMENT,
-                "%lld rows of %lld activations: rows must be at least 0 and small enough to address",
-                show(tokens), show(w.cols));
-  }
-  return BITIMPL_OK;
-}
 
 // The weight's task with the form of its activations, from sizes alone, so that a workspace query and
 // the call agree.
@@ -99,16 +89,8 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
   if (status == BITIMPL_OK) status = check_matrix(x, "x");
   if (status == BITIMPL_OK) status = check_matrix(y, "y");
   if (status == BITIMPL_OK) status = check_tokens(*weight, x->rows);
-  if (status != BITIMPL_OK) return status;
-  if (x->cols != weight->cols) {
-    return fail(BITIMPL_INVALID_ARGUMENT, "x has %lld columns, the weight %lld: they must agree",
-                show(x->cols), show(weight->cols));
-  }
-  if (y->cols != weight->rows || y->rows != x->rows) {
-    return fail(BITIMPL_INVALID_ARGUMENT, "y is %lld x %lld: make it %lld x %lld", show(y->rows),
-                show(y->cols), show(x->rows), show(weight->rows));
-  }
-  status = check_bias(bias, bias_dtype);
+  if (status == BITIMPL_OK) status = check_shapes(*weight, *x, *y);
+  if (status == BITIMPL_OK) status = check_bias(bias, bias_dtype);
   if (status != BITIMPL_OK) return status;
 
   LinearTask task = describe_call(*kernels, *weight, activation, x->rows);

@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "checks.h"
+#include "../common/checks.h"
 #include "conv.h"
 #include "epilogue.h"
 #include "isa.h"

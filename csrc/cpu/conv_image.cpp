@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "checks.h"
+#include "../common/checks.h"
 #include "conv.h"
 #include "parallel.h"
 #include "quantize.h"

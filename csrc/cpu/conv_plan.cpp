@@ -1,6 +1,6 @@
 #include <stdint.h>
 
-#include "checks.h"
+#include "../common/checks.h"
 #include "conv.h"
 #include "quantize.h"
 

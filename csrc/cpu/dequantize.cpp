@@ -5,8 +5,8 @@
 
 #include "../include/impl.h"
 #include "epilogue.h"
-#include "error.h"
-#include "layout.h"
+#include "../common/error.h"
+#include "../common/layout.h"
 #include "parallel.h"
 
 namespace bitimpl {

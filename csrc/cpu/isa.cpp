@@ -6,7 +6,7 @@
 
 #include <atomic>
 
-#include "error.h"
+#include "../common/error.h"
 
 #if BITIMPL_HAS_NEON && defined(__linux__)
 #include <asm/hwcap.h>

@@ -2,13 +2,8 @@
 
 #include <stdio.h>
 
-#include "checks.h"
-
 namespace bitimpl {
 namespace {
-
-// Sums of int8 activations over a segment stay in int32: 128 * kMaxSegment < 2^31.
-constexpr int64_t kMaxSegment = (int64_t{1} << 24) - 1;
 
 // What served the thread's last operator call; put into words only when asked.
 struct Served {
@@ -21,63 +16,7 @@ struct Served {
 thread_local Served served = {};
 thread_local char served_name[96] = "";
 
-int64_t segment_of(const bitimpl_weight& w) {
-  return w.group_size > 0 && w.group_size < w.cols ? w.group_size : w.cols;
-}
-
 }  // namespace
-
-const char* name_of_activation(int32_t activation) {
-  switch (activation) {
-    case BITIMPL_ACTIVATION_FLOAT: return "float";
-    case BITIMPL_ACTIVATION_SIGN: return "sign";
-    case BITIMPL_ACTIVATION_TERNARY: return "ternary";
-    case BITIMPL_ACTIVATION_INT8: return "int8";
-    case BITIMPL_ACTIVATION_INT16: return "int16";
-    default: return nullptr;
-  }
-}
-
-int check_operator(Operator op, const char* family, const bitimpl_weight& w, int32_t activation) {
-  const bool binary = w.format == BITIMPL_BINARY;
-  if (operator_of(w.format) != op) {
-    return fail(BITIMPL_INVALID_ARGUMENT, "bitimpl_%s_%s does not take format %s: call bitimpl_%s_%s",
-                binary ? "ternary" : "binary", family, name_of_format(w.format),
-                binary ? "binary" : "ternary", family);
-  }
-  if (name_of_activation(activation) == nullptr) {
-    return fail(BITIMPL_INVALID_ARGUMENT,
-                "activation is %d: use %d (float), %d (sign), %d (ternary), %d (int8) or %d (int16)",
-                activation, BITIMPL_ACTIVATION_FLOAT, BITIMPL_ACTIVATION_SIGN,
-                BITIMPL_ACTIVATION_TERNARY, BITIMPL_ACTIVATION_INT8, BITIMPL_ACTIVATION_INT16);
-  }
-  if (activation != BITIMPL_ACTIVATION_FLOAT && segment_of(w) > kMaxSegment) {
-    return fail(BITIMPL_UNSUPPORTED,
-                "%lld columns share a scale; integer activations are exact up to %lld: "
-                "use a smaller group_size or float activations",
-                show(segment_of(w)), show(kMaxSegment));
-  }
-  return BITIMPL_OK;
-}
-
-int check_bias(const void* bias, int32_t bias_dtype) {
-  if (bias == nullptr) return BITIMPL_OK;
-  const int64_t bytes = bytes_of_dtype(bias_dtype);
-  if (bytes == 0) {
-    return fail(BITIMPL_INVALID_ARGUMENT,
-                "bias_dtype is %d: use %d (float32), %d (float16) or %d (bfloat16)", bias_dtype,
-                BITIMPL_F32, BITIMPL_F16, BITIMPL_BF16);
-  }
-  if (!aligned(bias, bytes)) {
-    return fail(BITIMPL_INVALID_ARGUMENT, "bias lies at %p: align it to its %lld bytes", bias,
-                show(bytes));
-  }
-  return BITIMPL_OK;
-}
-
-Operator operator_of(int32_t format) {
-  return format == BITIMPL_BINARY ? Operator::kBinary : Operator::kTernary;
-}
 
 int64_t block_rows_of(int32_t format) {
   if (format == BITIMPL_BASE3) return kBase3BlockRows;

@@ -1,27 +1,15 @@
-// What the entry points of all operators share: argument checks, the description of a weight as a
-// task, and the name of the kernel that served.
+// What the entry points of all operators share: the description of a weight as a task, and the name of
+// the kernel that served.
 #ifndef BITIMPL_CPU_OPERATORS_H
 #define BITIMPL_CPU_OPERATORS_H
 
 #include <stdint.h>
 
+#include "../common/checks.h"
 #include "kernels.h"
 
 namespace bitimpl {
 
-enum class Operator { kBinary, kTernary };
-
-// Workspaces and tensors beyond this many bytes are refused: sizes stay far from overflowing int64.
-constexpr double kMaxWorkspace = 1e15;
-
-const char* name_of_activation(int32_t activation);  // null where the value is unknown
-
-// BITIMPL_OK where the operator takes the weight's format and the format the activation, else
-// fail(...). `family` is "linear" or "conv".
-int check_operator(Operator op, const char* family, const bitimpl_weight& w, int32_t activation);
-int check_bias(const void* bias, int32_t bias_dtype);
-
-Operator operator_of(int32_t format);
 int64_t block_rows_of(int32_t format);
 
 // The weight's part of a task, without activations, bias and y.

@@ -7,8 +7,8 @@
 #include <cstring>
 
 #include "../include/impl.h"
-#include "error.h"
-#include "layout.h"
+#include "../common/error.h"
+#include "../common/layout.h"
 #include "parallel.h"
 
 namespace bitimpl {
@@ -188,21 +188,6 @@ void unpack_range(void* context, int, int64_t begin, int64_t end) {
 using namespace bitimpl;
 
 extern "C" {
-
-int64_t bitimpl_codes_bytes(int32_t format, int32_t components, int64_t rows, int64_t cols,
-                            int64_t group_size) {
-  const bool known =
-      format == BITIMPL_BINARY || format == BITIMPL_TWO_BIT || format == BITIMPL_BASE3;
-  if (!known || components < 1 || components > BITIMPL_MAX_COMPONENTS || rows < 1 ||
-      rows > kMaxDimension || cols < 1 || cols > kMaxDimension || group_size < 0 ||
-      group_size % 8 != 0)
-    return -1;
-  const Geometry g = geometry_of(format, components, rows, cols, group_size);
-  const int64_t units = format == BITIMPL_BINARY ? rows : g.groups;
-  const int64_t unit_bytes = format == BITIMPL_BINARY ? g.row_bytes : cols;
-  int64_t bytes;  // components * units < 2^36: only the last product can leave int64
-  return __builtin_mul_overflow(components * units, unit_bytes, &bytes) ? -1 : bytes;
-}
 
 int bitimpl_pack(int32_t format, int32_t components, int64_t rows, int64_t cols,
                  int64_t group_size, const int8_t* codes, uint8_t* out, int64_t out_bytes) {

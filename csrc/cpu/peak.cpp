@@ -1,7 +1,7 @@
 // bitimpl_multiply_accumulate: nothing but arithmetic, the ruler for the peaks of the processor.
 #include <atomic>
 
-#include "error.h"
+#include "../common/error.h"
 #include "isa.h"
 #include "kernels.h"
 #include "parallel.h"

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "error.h"
+#include "../common/error.h"
 #include "isa.h"
 #include "parallel.h"
 

@@ -11,7 +11,9 @@ import torch  # noqa: F401  (first, so that the kernels share its OpenMP runtime
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import cuda_library
 import kernel_library
+from cuda_library import CudaLibrary
 from kernel_library import ISA_FLAGS, Library
 
 
@@ -38,3 +40,9 @@ def isa(request: pytest.FixtureRequest, library: Library) -> Iterator[str]:
     library.select(name)
     yield name
     library.select(None)
+
+
+@pytest.fixture(scope="session")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> CudaLibrary:
+    """The CUDA kernels, built for the emulator."""
+    return cuda_library.load_emulated(cuda_library.build_emulated(tmp_path_factory.mktemp("emulated")))

@@ -230,12 +230,15 @@ class Problem:
             bias = rng.standard_normal(case.rows, dtype=np.float32)
             self.bias = from_dtype(to_dtype(bias, case.bias_dtype), case.bias_dtype)
 
-    def run(self, library: Library, x: np.ndarray | None = None) -> np.ndarray:
-        """The operator on ``x`` (default: the case's own): float32 [tokens, rows] as stored in y's type."""
+    def run(self, library: Library, x: np.ndarray | None = None, codes_offset: int = 1) -> np.ndarray:
+        """The operator on ``x`` (default: the case's own): float32 [tokens, rows] as stored in y's type.
+
+        codes_offset: bytes between the codes and the 64-byte boundary before them.
+        """
         case = self.case
         x = self.x if x is None else x
         tokens = x.shape[0]
-        codes, scales = Guarded.of(self.packed, offset=1), Guarded.of(self.stored_scales)
+        codes, scales = Guarded.of(self.packed, codes_offset), Guarded.of(self.stored_scales)
         weight = weight_of(case.layout, codes, scales, case.scale_dtype, self.stored_scales.shape)
 
         x_stored = with_row_stride(to_dtype(x, case.x_dtype), case.cols + case.x_padding)

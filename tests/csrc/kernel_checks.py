@@ -38,6 +38,20 @@ def check_float(problem: Problem, y: np.ndarray) -> None:
     assert (np.abs(y - expected) <= bound).all(), f"{case.id}: {np.abs(y - expected).max()}"
 
 
+def check_grouped(problem: Problem, y: np.ndarray) -> None:
+    """Integer activations whose products with several scales are added in any order."""
+    case = problem.case
+    expected = expected_of(problem)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected), err_msg=case.id)
+    groups = case.components * -(-case.cols // case.group_size)
+    size = linear(
+        np.abs(problem.x), np.abs(problem.codes), np.abs(problem.scales), case.group_size,
+        case.activation, None if problem.bias is None else np.abs(problem.bias),
+    )  # fmt: skip
+    bound = size * 2.0**-24 * groups + np.abs(expected) * OUTPUT_ROUNDING[case.y_dtype] * 2.02 + 2.0**-24
+    assert (np.abs(y - expected) <= bound).all(), f"{case.id}: {np.abs(y - expected).max()}"
+
+
 def check(problem: Problem, y: np.ndarray) -> None:
     """``y``: float32 [tokens, rows] as stored in the case's output type."""
     if problem.case.activation == FLOAT:

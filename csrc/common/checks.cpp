@@ -4,10 +4,15 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "layout.h"
+
 namespace bitimpl {
 namespace {
 
 thread_local char last_error[512] = "";
+
+// Sums of int8 activations over a segment stay in int32: 128 * kMaxSegment < 2^31.
+constexpr int64_t kMaxSegment = (int64_t{1} << 24) - 1;
 
 int check_scales(const bitimpl_weight& w) {
   if (w.scale_dtype != BITIMPL_F32 && w.scale_dtype != BITIMPL_F16) {
@@ -143,6 +148,105 @@ int check_matrix(const bitimpl_matrix* matrix, const char* name) {
   return BITIMPL_OK;
 }
 
+Operator operator_of(int32_t format) {
+  return format == BITIMPL_BINARY ? Operator::kBinary : Operator::kTernary;
+}
+
+int64_t segment_of(const bitimpl_weight& w) {
+  return w.group_size > 0 && w.group_size < w.cols ? w.group_size : w.cols;
+}
+
+const char* name_of_activation(int32_t activation) {
+  switch (activation) {
+    case BITIMPL_ACTIVATION_FLOAT: return "float";
+    case BITIMPL_ACTIVATION_SIGN: return "sign";
+    case BITIMPL_ACTIVATION_TERNARY: return "ternary";
+    case BITIMPL_ACTIVATION_INT8: return "int8";
+    case BITIMPL_ACTIVATION_INT16: return "int16";
+    default: return nullptr;
+  }
+}
+
+int check_operator(Operator op, const char* family, const bitimpl_weight& w, int32_t activation) {
+  const bool binary = w.format == BITIMPL_BINARY;
+  if (operator_of(w.format) != op) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "bitimpl_%s_%s does not take format %s: call bitimpl_%s_%s",
+                binary ? "ternary" : "binary", family, name_of_format(w.format),
+                binary ? "binary" : "ternary", family);
+  }
+  if (name_of_activation(activation) == nullptr) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "activation is %d: use %d (float), %d (sign), %d (ternary), %d (int8) or %d (int16)",
+                activation, BITIMPL_ACTIVATION_FLOAT, BITIMPL_ACTIVATION_SIGN,
+                BITIMPL_ACTIVATION_TERNARY, BITIMPL_ACTIVATION_INT8, BITIMPL_ACTIVATION_INT16);
+  }
+  if (activation != BITIMPL_ACTIVATION_FLOAT && segment_of(w) > kMaxSegment) {
+    return fail(BITIMPL_UNSUPPORTED,
+                "%lld columns share a scale; integer activations are exact up to %lld: "
+                "use a smaller group_size or float activations",
+                show(segment_of(w)), show(kMaxSegment));
+  }
+  return BITIMPL_OK;
+}
+
+int check_bias(const void* bias, int32_t bias_dtype) {
+  if (bias == nullptr) return BITIMPL_OK;
+  const int64_t bytes = bytes_of_dtype(bias_dtype);
+  if (bytes == 0) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "bias_dtype is %d: use %d (float32), %d (float16) or %d (bfloat16)", bias_dtype,
+                BITIMPL_F32, BITIMPL_F16, BITIMPL_BF16);
+  }
+  if (!aligned(bias, bytes)) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "bias lies at %p: align it to its %lld bytes", bias,
+                show(bytes));
+  }
+  return BITIMPL_OK;
+}
+
+int check_tokens(const bitimpl_weight& w, int64_t tokens) {
+  const double elements = static_cast<double>(tokens) * static_cast<double>(w.cols + 512);
+  if (tokens < 0 || tokens > kMaxDimension || elements * 4.0 > kMaxWorkspace) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%lld rows of %lld activations: rows must be at least 0 and small enough to address",
+                show(tokens), show(w.cols));
+  }
+  return BITIMPL_OK;
+}
+
+int check_shapes(const bitimpl_weight& w, const bitimpl_matrix& x, const bitimpl_matrix& y) {
+  if (x.cols != w.cols) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "x has %lld columns, the weight %lld: they must agree",
+                show(x.cols), show(w.cols));
+  }
+  if (y.cols != w.rows || y.rows != x.rows) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "y is %lld x %lld: make it %lld x %lld", show(y.rows),
+                show(y.cols), show(x.rows), show(w.rows));
+  }
+  return BITIMPL_OK;
+}
+
 }  // namespace bitimpl
 
-extern "C" const char* bitimpl_last_error(void) { return bitimpl::last_error; }
+using namespace bitimpl;
+
+extern "C" {
+
+const char* bitimpl_last_error(void) { return last_error; }
+
+int64_t bitimpl_codes_bytes(int32_t format, int32_t components, int64_t rows, int64_t cols,
+                            int64_t group_size) {
+  const bool known =
+      format == BITIMPL_BINARY || format == BITIMPL_TWO_BIT || format == BITIMPL_BASE3;
+  if (!known || components < 1 || components > BITIMPL_MAX_COMPONENTS || rows < 1 ||
+      rows > kMaxDimension || cols < 1 || cols > kMaxDimension || group_size < 0 ||
+      group_size % 8 != 0)
+    return -1;
+  const Geometry g = geometry_of(format, components, rows, cols, group_size);
+  const int64_t units = format == BITIMPL_BINARY ? rows : g.groups;
+  const int64_t unit_bytes = format == BITIMPL_BINARY ? g.row_bytes : cols;
+  int64_t bytes;  // components * units < 2^36: only the last product can leave int64
+  return __builtin_mul_overflow(components * units, unit_bytes, &bytes) ? -1 : bytes;
+}
+
+}  // extern "C"

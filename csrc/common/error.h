@@ -1,6 +1,6 @@
 // Argument checks shared by the entry points, and the message behind bitimpl_last_error().
-#ifndef BITIMPL_CPU_ERROR_H
-#define BITIMPL_CPU_ERROR_H
+#ifndef BITIMPL_COMMON_ERROR_H
+#define BITIMPL_COMMON_ERROR_H
 
 #include "../include/impl.h"
 
@@ -11,6 +11,9 @@ namespace bitimpl {
 void clear_error();
 int fail(bitimpl_status status, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
+// An int64 for printf's %lld.
+static inline long long show(int64_t value) { return static_cast<long long>(value); }
+
 // BITIMPL_OK, or fail(...) with the fault of a weight descriptor: layout tag, format, components,
 // sizes, group size, code bytes, pointers. `with_scales` also checks the scale fields.
 int check_weight(const bitimpl_weight* weight, bool with_scales);
@@ -20,4 +23,4 @@ int check_matrix(const bitimpl_matrix* matrix, const char* name);
 
 }  // namespace bitimpl
 
-#endif  // BITIMPL_CPU_ERROR_H
+#endif  // BITIMPL_COMMON_ERROR_H

@@ -1,7 +1,7 @@
 // The packed layouts of impl.h as code: sizes, where the bytes of a row group lie, digits. Used by
 // the files that convert (pack.cpp, dequantize.cpp); the kernels walk the bytes their own way.
-#ifndef BITIMPL_CPU_LAYOUT_H
-#define BITIMPL_CPU_LAYOUT_H
+#ifndef BITIMPL_COMMON_LAYOUT_H
+#define BITIMPL_COMMON_LAYOUT_H
 
 #include <stdint.h>
 
@@ -14,11 +14,8 @@ constexpr int64_t kStep = 64;        // columns of one step
 constexpr int64_t kBlockGroups = 4;  // row groups of one row block
 // What packing or unpacking one weight costs, in the multiply-accumulates parallel.h counts.
 constexpr double kWorkPerWeight = 16.0;
-// Sizes whose products stay far from overflowing int64.
-constexpr int64_t kMaxDimension = INT32_MAX;
 
 [[maybe_unused]] inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-[[maybe_unused]] inline long long show(int64_t value) { return static_cast<long long>(value); }
 
 struct Geometry {
   int32_t format;
@@ -124,4 +121,4 @@ inline void each_place(int64_t count, F f) {
 }  // namespace
 }  // namespace bitimpl
 
-#endif  // BITIMPL_CPU_LAYOUT_H
+#endif  // BITIMPL_COMMON_LAYOUT_H

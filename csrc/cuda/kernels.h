@@ -1,0 +1,33 @@
+// The kernels of the linear operators, one a file, and what the host side knows of each.
+#ifndef BITIMPL_CUDA_KERNELS_H
+#define BITIMPL_CUDA_KERNELS_H
+
+#include "runtime.h"
+#include "task.h"
+
+namespace bitimpl {
+namespace cuda {
+
+struct LinearKernel {
+  const char* name;
+  // Why it cannot serve this task on this device, as the end of a sentence; null: it can. Sizes, dtypes and
+  // alignments only: memory is not there yet.
+  const char* (*refuses)(const LinearTask& task, const Device& device);
+  // Whether it is the one for so many tokens, among those that can serve.
+  bool (*prefers)(const LinearTask& task, const Device& device);
+  // Whether it reads task.source itself; else task.x is prepared before.
+  bool (*quantises)(const LinearTask& task, const Device& device);
+  // Bytes of scratch, and the work itself: BITIMPL_OK or fail(...). scratch is aligned to 256 bytes.
+  int64_t (*scratch)(const LinearTask& task, const Device& device);
+  int (*run)(const LinearTask& task, const Device& device, Stream stream, void* scratch);
+};
+
+extern const LinearKernel kAny;
+
+// Prepares task.x from task.source (quantize.cu).
+int quantize(const LinearTask& task, Stream stream);
+
+}  // namespace cuda
+}  // namespace bitimpl
+
+#endif  // BITIMPL_CUDA_KERNELS_H
