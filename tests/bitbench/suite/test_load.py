@@ -83,7 +83,7 @@ def test_suites_of_the_package_say_how_long_they_take(path: Path) -> None:
     assert told == pytest.approx(expand(load_suite(path)).estimate_seconds(), rel=0.05)
 
 
-@pytest.mark.parametrize("run", ["llm-20261120T072353Z-d248", "training-20261120T130249Z-a260"])
+@pytest.mark.parametrize("run", ["llm-20261120T173900Z-1400", "training-20261120T130249Z-a260"])
 def test_cases_keep_the_ids_that_they_have_in_published_runs(run: str) -> None:
     """Or the run could be neither continued nor followed: a param added later, such as the head of a
     model, stays out of a point's params where it says what went without saying."""
