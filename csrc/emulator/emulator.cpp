@@ -12,6 +12,9 @@
 
 namespace bitimpl {
 namespace emulator {
+
+const Place* here = nullptr;
+
 namespace {
 
 constexpr uint32_t kMostThreads = 1024;
@@ -37,11 +40,13 @@ struct Thread {
 struct Machine {
   std::mutex one_at_a_time;
   std::mt19937_64 random{0x5eed};
+  uint64_t schedule = 1;
   std::vector<std::unique_ptr<Thread>> threads;  // of the block, kept for the next
   std::vector<uint32_t> ready;
   uint32_t count = 0;  // threads of the block
   uint32_t ended = 0;
   uint32_t at_barrier = 0;
+  uint32_t in_warp[kMostThreads / kWarp] = {};  // lanes of each warp that wait in an exchange
   Fiber scheduler;
   Thread* running = nullptr;
   std::vector<uint64_t> shared;
@@ -49,32 +54,34 @@ struct Machine {
   char fault[256] = "";
 };
 
-Machine& machine() {
-  static Machine one;
-  return one;
+Machine m;
+
+// One of the numbers 0 .. count - 1.
+uint32_t draw(uint32_t count) {
+  m.schedule ^= m.schedule << 13;  // xorshift64 (Marsaglia, 2003): drawn from at every switch
+  m.schedule ^= m.schedule >> 7;
+  m.schedule ^= m.schedule << 17;
+  return static_cast<uint32_t>((m.schedule >> 32) * count >> 32);
 }
 
 // Back to the scheduler, until it chooses this thread again.
 void leave(State state) {
-  Machine& m = machine();
   Thread& self = *m.running;
   self.state = state;
   Fiber::switch_to(self.fiber, m.scheduler, state == State::kEnded);
 }
 
 void thread_body(void*) {
-  (*machine().body)();
+  (*m.body)();
   leave(State::kEnded);
 }
 
 void make_ready(uint32_t index) {
-  Machine& m = machine();
   m.threads[index]->state = State::kReady;
   m.ready.push_back(index);
 }
 
 void release_barrier() {
-  Machine& m = machine();
   if (m.at_barrier == 0 || m.at_barrier + m.ended < m.count) return;
   m.at_barrier = 0;
   for (uint32_t i = 0; i < m.count; ++i) {
@@ -84,12 +91,12 @@ void release_barrier() {
 
 // Once the last lane of a warp has come: do what they came for, and let them go on.
 void release_warp(uint32_t index) {
-  Machine& m = machine();
   const uint32_t first = index / kWarp * kWarp;
+  if (++m.in_warp[first / kWarp] < kWarp) return;
+  m.in_warp[first / kWarp] = 0;
   void* of_lane[kWarp];
   for (int lane = 0; lane < kWarp; ++lane) {
     const Thread& thread = *m.threads[first + lane];
-    if (thread.state != State::kInWarp) return;
     if (thread.together != m.threads[first]->together) {
       snprintf(m.fault, sizeof m.fault,
                "lanes 0 and %d of warp %u have come to different exchanges: all lanes of a warp must take "
@@ -103,9 +110,9 @@ void release_warp(uint32_t index) {
 }
 
 void run_thread(uint32_t index) {
-  Machine& m = machine();
   Thread& thread = *m.threads[index];
   m.running = &thread;
+  here = &thread.place;
   Fiber::switch_to(m.scheduler, thread.fiber);
   m.running = nullptr;
   if (thread.state == State::kEnded) ++m.ended;
@@ -115,9 +122,10 @@ void run_thread(uint32_t index) {
 }
 
 void run_block(uint3 block, dim3 threads, dim3 blocks) {
-  Machine& m = machine();
   for (uint64_t& word : m.shared) word = m.random();
+  m.schedule = m.random() | 1;
   m.ended = m.at_barrier = 0;
+  memset(m.in_warp, 0, sizeof m.in_warp);
   m.ready.clear();
   for (uint32_t i = 0; i < m.count; ++i) {
     Thread& thread = *m.threads[i];
@@ -128,7 +136,7 @@ void run_block(uint3 block, dim3 threads, dim3 blocks) {
     make_ready(i);
   }
   while (!m.ready.empty() && m.fault[0] == '\0') {
-    const size_t chosen = m.random() % m.ready.size();
+    const size_t chosen = draw(static_cast<uint32_t>(m.ready.size()));
     const uint32_t index = m.ready[chosen];
     m.ready[chosen] = m.ready.back();
     m.ready.pop_back();
@@ -147,7 +155,6 @@ void run_block(uint3 block, dim3 threads, dim3 blocks) {
 }
 
 const char* check(dim3 blocks, dim3 threads, size_t shared_bytes) {
-  Machine& m = machine();
   const uint64_t count = static_cast<uint64_t>(threads.x) * threads.y * threads.z;
   if (count == 0 || count > kMostThreads || count % kWarp != 0) {
     snprintf(m.fault, sizeof m.fault, "%llu threads in a block: use 32 to %u, a multiple of 32",
@@ -166,25 +173,24 @@ const char* check(dim3 blocks, dim3 threads, size_t shared_bytes) {
 
 }  // namespace
 
-const Place& place() { return machine().running->place; }
-void* shared() { return machine().shared.data(); }
-void shuffle(uint64_t seed) { machine().random.seed(seed); }
+void* shared() { return m.shared.data(); }
+void shuffle(uint64_t seed) { m.random.seed(seed); }
 
 void barrier() { leave(State::kAtBarrier); }
 
 void meet(Together together, void* mine) {
-  Thread& self = *machine().running;
+  Thread& self = *m.running;
   self.together = together;
   self.mine = mine;
   leave(State::kInWarp);
 }
 
-void copy_later(void* to, const void* from, int valid) { machine().running->copies.push_back({to, from, valid}); }
+void copy_later(void* to, const void* from, int valid) { m.running->copies.push_back({to, from, valid}); }
 
-void end_group() { machine().running->copies.push_back({nullptr, nullptr, -1}); }
+void end_group() { m.running->copies.push_back({nullptr, nullptr, -1}); }
 
 void wait_for_groups(int but) {
-  std::vector<Copy>& copies = machine().running->copies;
+  std::vector<Copy>& copies = m.running->copies;
   // The groups waited for end with the mark before the last `but` marks.
   size_t end = copies.size();
   int marks = 0;
@@ -203,7 +209,6 @@ void wait_for_groups(int but) {
 }
 
 const char* run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& body) {
-  Machine& m = machine();
   const std::lock_guard<std::mutex> alone(m.one_at_a_time);
   m.fault[0] = '\0';
   if (check(blocks, threads, shared_bytes) != nullptr) return m.fault;

@@ -44,7 +44,7 @@ struct Place {
   dim3 threads;
   dim3 blocks;
 };
-const Place& place();
+extern const Place* here;
 
 // Runs `body` for every thread of the grid. Null, or what is wrong with the launch or the kernel: a
 // static text that the next run replaces. One grid runs at a time.
@@ -73,10 +73,10 @@ void wait_for_groups(int but);  // all but the last so many
 }  // namespace emulator
 }  // namespace bitimpl
 
-#define threadIdx (::bitimpl::emulator::place().thread)
-#define blockIdx (::bitimpl::emulator::place().block)
-#define blockDim (::bitimpl::emulator::place().threads)
-#define gridDim (::bitimpl::emulator::place().blocks)
+#define threadIdx (::bitimpl::emulator::here->thread)
+#define blockIdx (::bitimpl::emulator::here->block)
+#define blockDim (::bitimpl::emulator::here->threads)
+#define gridDim (::bitimpl::emulator::here->blocks)
 
 inline void __syncthreads() { ::bitimpl::emulator::barrier(); }
 inline void __syncwarp() { ::bitimpl::emulator::meet([](void* const*) {}, nullptr); }
