@@ -12,17 +12,17 @@ codes, activations and their integer products stay what they were.
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from impl.convert import has_hooks
+from impl.convert import replace_children
 from impl.layers.base import QuantizedLinear
 from impl.layers.conv import QuantizedConv
-from impl.layers.forms import TwoForms
 from impl.layers.quantized import QuantizedLayer
+from impl.tracing import Calls
 
 Layer = TypeVar("Layer", bound=QuantizedLayer)
 Model = TypeVar("Model", bound=nn.Module)
@@ -68,9 +68,8 @@ def fuse_batch_norm(layer: Layer, norm: nn.Module) -> Layer:
     _check_finite("bias", bias)
     trains = any(old is not None and old.requires_grad for old in (layer.bias, norm.bias))
     fused.bias = nn.Parameter(bias, requires_grad=trains)
-    header = fused._header(layer.out_features).to_tensor()
     assert fused.codes is not None
-    fused._become_packed(fused.codes, scales, header.to(scales.device))
+    fused._become_packed(fused.codes, scales)
     if fused.group_size is None:
         fused.scale = "row"
     return fused
@@ -83,7 +82,11 @@ def fuse_batch_norms(model: Model) -> Model:
     Pairs are found by tracing the model with ``torch.fx``, low-bit layers and modules of torch as leaves:
     the output of the layer goes to the norm and nowhere else, and each is called once, by itself, without
     hooks. Other norms stay, as do those of a linear layer with another number of channels than it has
-    outputs: they normalise sequences.
+    outputs: they normalise sequences [batch, length, features] along their length.
+
+    Linear layers in front of a norm must be called on [batch, in_features]. Where sequences are as long as
+    they have features, nothing in the model tells their norm from one of the features, and it would be
+    fused as that: keep such pairs apart (``impl.fuse_batch_norm`` fuses single ones).
 
     Raises ValueError where the model cannot be traced (its forward depends on values or shapes), and
     what :func:`fuse_batch_norm` raises; the model is then unchanged.
@@ -98,10 +101,7 @@ def fuse_batch_norms(model: Model) -> Model:
         except (RuntimeError, TypeError, ValueError) as error:
             raise type(error)(f"{layer_name!r} and {norm_name!r}: {error}") from error
         replacements[id(norm)] = nn.Identity()
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in replacements:
-                setattr(parent, name, replacements[id(child)])
+    replace_children(model, replacements)
     return model
 
 
@@ -169,47 +169,19 @@ def _check_finite(name: str, values: Tensor) -> None:
 # ---- whole models ---------------------------------------------------------------------------
 
 
-class _Tracer(fx.Tracer):
-    """Looks into the modules of a model but not into its low-bit layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = isinstance(m, TwoForms) or type(m).__module__.startswith(("impl.layers.", "impl.compat."))
-        return own or super().is_leaf_module(m, module_qualified_name)
-
-
 def _find_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Names of layers and norms to fuse, in the order of the model's forward."""
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # whatever the forward raises when it meets a proxy
-        raise ValueError(
-            f"torch.fx cannot trace {type(model).__name__} ({type(error).__name__}: {error}): fuse single "
-            "pairs with impl.fuse_batch_norm(layer, norm), and set the norm to torch.nn.Identity()"
-        ) from error
-    modules = dict(model.named_modules())
-    calls: dict[str, int] = {}
-    read: list[str] = []  # parameters and buffers that forward uses past their modules
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
-        elif node.op == "get_attr":
-            read.append(str(node.target))
-
-    def alone(node: Any) -> nn.Module | None:
-        """The module called by ``node``, where it is used there alone and as it is."""
-        if not isinstance(node, fx.Node) or node.op != "call_module":
-            return None
-        name, module = str(node.target), modules[str(node.target)]
-        shared = calls[name] > 1 or any(attribute.startswith(f"{name}.") for attribute in read)
-        return None if has_hooks(module) or shared else module
-
+    calls = Calls(
+        model,
+        "fuse single pairs with impl.fuse_batch_norm(layer, norm), and set the norm to torch.nn.Identity()",
+    )
     pairs = []
-    for node in graph.nodes:
-        norm = alone(node)
-        if not isinstance(norm, _BatchNorm) or len(node.args) != 1 or node.kwargs:
+    for node in calls.nodes:
+        norm = calls.alone(node)
+        if not isinstance(norm, _BatchNorm):
             continue
         before = node.args[0]
-        layer = alone(before)
+        layer = calls.alone(before)
         if not isinstance(layer, QuantizedLinear | QuantizedConv) or len(before.users) != 1:
             continue
         if isinstance(layer, QuantizedLinear) and norm.num_features != layer.out_features:

@@ -38,6 +38,28 @@ int check_scales(const bitimpl_weight& w) {
   return BITIMPL_OK;
 }
 
+// Sizes, stride and place of a matrix whose elements must be aligned to `bytes`.
+int check_rows(const bitimpl_matrix& matrix, const char* name, int64_t bytes) {
+  if (matrix.rows < 0 || matrix.rows > kMaxDimension || matrix.cols < 1 ||
+      matrix.cols > kMaxDimension) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%s is %lld x %lld: rows must be 0 to %lld, columns 1 to %lld", name,
+                show(matrix.rows), show(matrix.cols), show(kMaxDimension), show(kMaxDimension));
+  }
+  if (matrix.rows == 0) return BITIMPL_OK;
+  if (matrix.rows > 1 && matrix.row_stride < matrix.cols) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%s has row_stride %lld for %lld columns: rows must be contiguous and not overlap",
+                name, show(matrix.row_stride), show(matrix.cols));
+  }
+  if (matrix.data == nullptr || !aligned(matrix.data, bytes)) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "%s lies at %p: pass data aligned to its elements of %lld bytes", name,
+                matrix.data, show(bytes));
+  }
+  return BITIMPL_OK;
+}
+
 }  // namespace
 
 const char* name_of_format(int32_t format) {
@@ -128,22 +150,47 @@ int check_matrix(const bitimpl_matrix* matrix, const char* name) {
                 "%s has dtype %d: use %d (float32), %d (float16) or %d (bfloat16)", name,
                 matrix->dtype, BITIMPL_F32, BITIMPL_F16, BITIMPL_BF16);
   }
-  if (matrix->rows < 0 || matrix->rows > kMaxDimension || matrix->cols < 1 ||
-      matrix->cols > kMaxDimension) {
+  return check_rows(*matrix, name, bytes);
+}
+
+int check_matrix_or_signs(const bitimpl_matrix* matrix, const char* name) {
+  if (matrix == nullptr || matrix->dtype != BITIMPL_SIGNS) return check_matrix(matrix, name);
+  if (matrix->rows > 1 && matrix->row_stride % 8 != 0) {
     return fail(BITIMPL_INVALID_ARGUMENT,
-                "%s is %lld x %lld: rows must be 0 to %lld, columns 1 to %lld", name,
-                show(matrix->rows), show(matrix->cols), show(kMaxDimension), show(kMaxDimension));
+                "%s has row_stride %lld: rows of signs start on bytes, use a multiple of 8 bits", name,
+                show(matrix->row_stride));
   }
-  if (matrix->rows == 0) return BITIMPL_OK;
-  if (matrix->rows > 1 && matrix->row_stride < matrix->cols) {
+  return check_rows(*matrix, name, 1);
+}
+
+int check_signs(const bitimpl_signs* signs, const char* family, bool x, bool y, int64_t rows,
+                int32_t activation) {
+  if (!x && !y) {
     return fail(BITIMPL_INVALID_ARGUMENT,
-                "%s has row_stride %lld for %lld columns: rows must be contiguous and not overlap",
-                name, show(matrix->row_stride), show(matrix->cols));
+                "neither x nor y is of signs (dtype %d): call bitimpl_%s", BITIMPL_SIGNS, family);
   }
-  if (matrix->data == nullptr || !aligned(matrix->data, bytes)) {
-    return fail(BITIMPL_INVALID_ARGUMENT,
-                "%s lies at %p: pass data aligned to its elements of %lld bytes", name,
-                matrix->data, show(bytes));
+  if (signs == nullptr) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "signs is null: pass what goes with x or y of signs");
+  }
+  if (x && activation != BITIMPL_ACTIVATION_SIGN) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "activation is %d: x of signs takes %d (sign)", activation,
+                BITIMPL_ACTIVATION_SIGN);
+  }
+  const struct {
+    const float* values;
+    bool used;
+    const char* name;
+  } fields[] = {{signs->x_scale, x && rows > 0, "x_scale"},
+                {signs->lower, y, "lower"},
+                {signs->upper, y, "upper"},
+                {signs->least, y, "least"},
+                {signs->most, y, "most"},
+                {signs->y_scale, y && rows > 0, "y_scale"}};
+  for (const auto& field : fields) {
+    if (field.used && (field.values == nullptr || !aligned(field.values, 4))) {
+      return fail(BITIMPL_INVALID_ARGUMENT, "%s of the signs lies at %p: pass aligned float32 values",
+                  field.name, static_cast<const void*>(field.values));
+    }
   }
   return BITIMPL_OK;
 }

@@ -27,6 +27,12 @@ int64_t segment_of(const bitimpl_weight& w);  // columns that share a scale
 // fail(...). `family` is "linear" or "conv".
 int check_operator(Operator op, const char* family, const bitimpl_weight& w, int32_t activation);
 int check_bias(const void* bias, int32_t bias_dtype);
+// As check_matrix, of a matrix that may be one of signs.
+int check_matrix_or_signs(const bitimpl_matrix* matrix, const char* name);
+// That x, y or both are signs, and that what goes with them is there: scales where there are `rows`.
+// `family` is "linear" or "conv".
+int check_signs(const bitimpl_signs* signs, const char* family, bool x, bool y, int64_t rows,
+                int32_t activation);
 // That so many rows of activations can be addressed.
 int check_tokens(const bitimpl_weight& w, int64_t tokens);
 // That y is a product of x and the weight.

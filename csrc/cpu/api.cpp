@@ -46,20 +46,23 @@ struct Dispatch {
   char* scratch;
   int64_t scratch_stride;
   int64_t blocks;
+  int64_t unit;   // row blocks that one thread takes at least
+  int64_t units;
   int64_t parts;  // how many pieces the tokens are cut into
 };
 
-// Range over (part of the tokens, row block), row blocks innermost: a thread walks its weights as
-// one stream.
+// Range over (part of the tokens, unit of row blocks), row blocks innermost: a thread walks its weights
+// as one stream.
 void run_range(void* context, int thread, int64_t begin, int64_t end) {
   const Dispatch& d = *static_cast<const Dispatch*>(context);
   const int64_t tokens = d.task.x.rows;
   while (begin < end) {
-    const int64_t part = begin / d.blocks;
-    const int64_t part_end = (part + 1) * d.blocks < end ? (part + 1) * d.blocks : end;
+    const int64_t part = begin / d.units;
+    const int64_t part_end = (part + 1) * d.units < end ? (part + 1) * d.units : end;
+    const int64_t block_end = (part_end - part * d.units) * d.unit;
     Tile tile = {};
-    tile.block_begin = begin - part * d.blocks;
-    tile.block_end = part_end - part * d.blocks;
+    tile.block_begin = (begin - part * d.units) * d.unit;
+    tile.block_end = block_end < d.blocks ? block_end : d.blocks;
     tile.token_begin = tokens * part / d.parts;
     tile.token_end = tokens * (part + 1) / d.parts;
     tile.scratch = d.scratch + d.scratch_stride * thread;
@@ -72,25 +75,45 @@ void run_tiles(LinearKernel kernel, const LinearTask& task, char* scratch, int64
                int threads) {
   const int64_t block_rows = block_rows_of(task.format);
   const int64_t blocks = (task.rows + block_rows - 1) / block_rows;
-  const int64_t parts = token_parts(blocks, task.x.rows, threads);
-  const double work = operator_work(task, task.x, task.x.rows);
-  Dispatch dispatch = {kernel, task, scratch, scratch_stride, blocks, parts};
-  parallel_ranges(blocks * parts, kPanelBlocks, work, threads, run_range, &dispatch);
+  // Signs of the rows of a whole panel fill bytes: no two threads write to one.
+  static_assert(kPanelBlocks * kBase3BlockRows % 8 == 0 && kPanelBlocks * kTwoBitBlockRows % 8 == 0 &&
+                    kPanelBlocks * kBinaryBlockRows % 8 == 0,
+                "units end with bytes");
+  const int64_t unit = task.y_dtype == BITIMPL_SIGNS ? kPanelBlocks : 1;
+  const int64_t units = (blocks + unit - 1) / unit;
+  const int64_t parts = token_parts(units, task.x.rows, threads);
+  const double work = operator_work(task);
+  Dispatch dispatch = {kernel, task, scratch, scratch_stride, blocks, unit, units, parts};
+  parallel_ranges(units * parts, kPanelBlocks / unit, work, threads, run_range, &dispatch);
 }
 
-int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* x,
-               int32_t activation, const void* bias, int32_t bias_dtype, const bitimpl_matrix* y,
-               void* workspace, int64_t workspace_bytes) {
-  clear_error();
+// What tiles of signs take for granted: unused bits of 0, and scales of 1 until a value is not finite.
+void begin_signs(const bitimpl_matrix& y, float* scale) {
+  uint8_t* bits = static_cast<uint8_t*>(y.data);
+  for (int64_t m = 0; m < y.rows; ++m) {
+    scale[m] = 1.0f;
+    if (y.cols % 8 != 0) bits[(m * y.row_stride + y.cols) / 8] = 0;
+  }
+}
+
+// `signs`: null where neither x nor y may be of signs.
+int run_linear(Operator op, const bitimpl_linear_call& call, const bitimpl_signs* signs) {
+  const bitimpl_weight* weight = call.weight;
+  const bitimpl_matrix* x = &call.x;
+  const bitimpl_matrix* y = &call.y;
+  const int32_t activation = call.activation;
+  void* workspace = call.workspace;
+  const int64_t workspace_bytes = call.workspace_bytes;
   const KernelTable* kernels = active_kernels();
   if (kernels == nullptr) return BITIMPL_UNSUPPORTED;
   int status = check_weight(weight, true);
   if (status == BITIMPL_OK) status = check_operator(op, "linear", *weight, activation);
-  if (status == BITIMPL_OK) status = check_matrix(x, "x");
-  if (status == BITIMPL_OK) status = check_matrix(y, "y");
+  const auto check = signs == nullptr ? check_matrix : check_matrix_or_signs;
+  if (status == BITIMPL_OK) status = check(x, "x");
+  if (status == BITIMPL_OK) status = check(y, "y");
   if (status == BITIMPL_OK) status = check_tokens(*weight, x->rows);
   if (status == BITIMPL_OK) status = check_shapes(*weight, *x, *y);
-  if (status == BITIMPL_OK) status = check_bias(bias, bias_dtype);
+  if (status == BITIMPL_OK) status = check_bias(call.bias, call.bias_dtype);
   if (status != BITIMPL_OK) return status;
 
   LinearTask task = describe_call(*kernels, *weight, activation, x->rows);
@@ -114,19 +137,40 @@ int run_linear(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* 
     const int64_t slices = (workspace_bytes - 63 - layout.scratch) / layout.scratch_stride;
     if (slices < threads) threads = static_cast<int>(slices);
   }
-  prepare_activations(*kernels, *x, layout, base, threads, &task);
-  task.bias = float_bias(*kernels, bias, bias_dtype, task.rows,
+  const float* x_scale = signs == nullptr ? nullptr : signs->x_scale;
+  prepare_activations(*kernels, *x, x_scale, layout, base, threads, &task);
+  task.bias = float_bias(*kernels, call.bias, call.bias_dtype, task.rows,
                          reinterpret_cast<float*>(base + layout.bias));
   task.y = y->data;
   task.y_dtype = y->dtype;
   task.y_stride = y->row_stride;
+  if (y->dtype == BITIMPL_SIGNS) {
+    set_thresholds(*signs, &task);
+    begin_signs(*y, signs->y_scale);
+  }
   run_tiles(binary ? kernels->binary : kernels->ternary, task, base + layout.scratch,
             layout.scratch_stride, threads);
   return BITIMPL_OK;
 }
 
-}  // namespace
+int run_matrices(Operator op, const bitimpl_weight* weight, const bitimpl_matrix* x,
+                 int32_t activation, const void* bias, int32_t bias_dtype, const bitimpl_matrix* y,
+                 void* workspace, int64_t workspace_bytes) {
+  clear_error();
+  if (x == nullptr || y == nullptr) return check_matrix(nullptr, x == nullptr ? "x" : "y");
+  return run_linear(op, {weight, *x, *y, bias, bias_dtype, activation, workspace, workspace_bytes}, nullptr);
+}
 
+int check_call(const bitimpl_linear_call* call) {
+  if (call != nullptr) return BITIMPL_OK;
+  return fail(BITIMPL_INVALID_ARGUMENT, "call is NULL: pass a bitimpl_linear_call");
+}
+
+Operator operator_of_call(const bitimpl_linear_call& call) {
+  return call.weight == nullptr ? Operator::kTernary : operator_of(call.weight->format);
+}
+
+}  // namespace
 }  // namespace bitimpl
 
 extern "C" {
@@ -150,23 +194,33 @@ int64_t bitimpl_linear_workspace(const bitimpl_weight* weight, int64_t rows, int
 int bitimpl_binary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
                           int32_t activation, const void* bias, int32_t bias_dtype,
                           const bitimpl_matrix* y, void* workspace, int64_t workspace_bytes) {
-  return bitimpl::run_linear(bitimpl::Operator::kBinary, weight, x, activation, bias, bias_dtype, y,
-                             workspace, workspace_bytes);
+  return bitimpl::run_matrices(bitimpl::Operator::kBinary, weight, x, activation, bias, bias_dtype, y,
+                               workspace, workspace_bytes);
 }
 
 int bitimpl_ternary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x,
                            int32_t activation, const void* bias, int32_t bias_dtype,
                            const bitimpl_matrix* y, void* workspace, int64_t workspace_bytes) {
-  return bitimpl::run_linear(bitimpl::Operator::kTernary, weight, x, activation, bias, bias_dtype,
-                             y, workspace, workspace_bytes);
+  return bitimpl::run_matrices(bitimpl::Operator::kTernary, weight, x, activation, bias, bias_dtype, y,
+                               workspace, workspace_bytes);
 }
 
 int bitimpl_linear(const bitimpl_linear_call* call) {
   using namespace bitimpl;
-  if (call == nullptr) return fail(BITIMPL_INVALID_ARGUMENT, "call is NULL: pass a bitimpl_linear_call");
-  const Operator op = call->weight == nullptr ? Operator::kTernary : operator_of(call->weight->format);
-  return run_linear(op, call->weight, &call->x, call->activation, call->bias, call->bias_dtype,
-                    &call->y, call->workspace, call->workspace_bytes);
+  clear_error();
+  const int status = check_call(call);
+  return status == BITIMPL_OK ? run_linear(operator_of_call(*call), *call, nullptr) : status;
+}
+
+int bitimpl_linear_signs(const bitimpl_linear_call* call, const bitimpl_signs* signs) {
+  using namespace bitimpl;
+  clear_error();
+  int status = check_call(call);
+  if (status == BITIMPL_OK) {
+    status = check_signs(signs, "linear", call->x.dtype == BITIMPL_SIGNS,
+                         call->y.dtype == BITIMPL_SIGNS, call->x.rows, call->activation);
+  }
+  return status == BITIMPL_OK ? run_linear(operator_of_call(*call), *call, signs) : status;
 }
 
 }  // extern "C"

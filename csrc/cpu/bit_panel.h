@@ -59,6 +59,22 @@ inline void store_halves(const uint64_t* words, int64_t shift, void* out) {
   memcpy(out, halves, sizeof halves);
 }
 
+// Where vectors are too short to count words as they are: one vector x 4 activation rows, and bits counted
+// in bytes for as long as they hold the counts.
+struct NarrowBits : PlainSums {
+  static constexpr int kVectors = 1;
+  template <Product>
+  static constexpr int kTokens = 4;
+  // Words whose counts, 8 of a byte each, stay in a byte.
+  static constexpr int64_t kNarrowWords = 31;
+
+  // For both ternary, counting twice takes as many instructions as multiplying bytes does (panel_<isa>.cpp).
+  static constexpr bool takes(Product product) { return product != Product::kBothTernary; }
+  static int64_t least_tokens(Product product) {
+    return product == Product::kTernaryWeights ? 8 : kGemvTokens + 1;
+  }
+};
+
 template <class Isa, Product PRODUCT>
 struct BitPanel {
   static constexpr bool kTernary = PRODUCT != Product::kTernaryValues;  // weights

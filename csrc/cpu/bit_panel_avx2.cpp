@@ -6,20 +6,7 @@
 namespace bitimpl {
 namespace {
 
-// Words whose counts, 8 of a byte each, stay in a byte.
-constexpr int64_t kNarrowWords = 31;
-
-struct Avx2Bits : PlainSums {
-  static constexpr int kVectors = 1;
-  template <Product>
-  static constexpr int kTokens = 4;
-
-  // Counting twice takes as long as multiplying bytes does (panel_avx2.cpp).
-  static constexpr bool takes(Product product) { return product != Product::kBothTernary; }
-  static int64_t least_tokens(Product product) {
-    return product == Product::kTernaryWeights ? 8 : kGemvTokens + 1;
-  }
-
+struct Avx2Bits : NarrowBits {
   // Bit BIT of every byte.
   template <int BIT>
   static uint32_t bits_of(__m256i bytes) {

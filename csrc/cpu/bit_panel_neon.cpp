@@ -6,9 +6,6 @@
 namespace bitimpl {
 namespace {
 
-// Words whose counts, 8 of a byte each, stay in a byte.
-constexpr int64_t kNarrowWords = 31;
-
 // The four bytes at p in every word.
 inline uint8x16_t repeat4(const uint8_t* p) {
   uint32_t word;
@@ -16,17 +13,7 @@ inline uint8x16_t repeat4(const uint8_t* p) {
   return vreinterpretq_u8_u32(vdupq_n_u32(word));
 }
 
-struct NeonBits : PlainSums {
-  static constexpr int kVectors = 1;
-  template <Product>
-  static constexpr int kTokens = 4;
-
-  // Counting twice takes as many instructions as dot products of bytes do (panel_neon.cpp).
-  static constexpr bool takes(Product product) { return product != Product::kBothTernary; }
-  static int64_t least_tokens(Product product) {
-    return product == Product::kTernaryWeights ? 8 : kGemvTokens + 1;
-  }
-
+struct NeonBits : NarrowBits {
   // Digit 1 is zero, digit 2 is +1: bits k .. k + 15 of the words.
   static void keep(uint8x16_t digits, int64_t k, uint64_t* nonzero, uint64_t* signs) {
     *nonzero |= mask_bits(vmvnq_u8(vtstq_u8(digits, vdupq_n_u8(1)))) << k;

@@ -1,5 +1,6 @@
 // The entry points of convolutions, and their loop: tiles of output positions x conv groups x row
 // blocks of the weight.
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -12,11 +13,15 @@
 namespace bitimpl {
 namespace {
 
-// What a thread takes at a time: a multiple of the format's block, and of the 32 rows that the
-// widest binary kernel keeps side by side.
-int64_t unit_rows_of(int32_t format) {
-  return format == BITIMPL_BINARY ? 2 * kBinaryBlockRows : block_rows_of(format);
+// What a thread takes at a time: a multiple of the format's block, of the 32 rows that the widest binary
+// kernel keeps side by side and, where y is of signs, of the rows that share a byte of it.
+int64_t unit_rows_of(int32_t format, bool signs) {
+  if (format == BITIMPL_BINARY) return 2 * kBinaryBlockRows;
+  return format == BITIMPL_BASE3 && signs ? 2 * kBase3BlockRows : block_rows_of(format);
 }
+static_assert(kTwoBitBlockRows % 8 == 0 && 2 * kBase3BlockRows % 8 == 0 && kChunkRows % 16 == 0 &&
+                  kChunkRows % (2 * kBase3BlockRows) == 0,
+              "units and chunks end with bytes");
 
 struct ConvCall {
   const KernelTable& kernels;
@@ -28,6 +33,8 @@ struct ConvCall {
   int64_t tiles;
   int64_t units;      // row units of a conv group
   int64_t unit_rows;
+  int64_t together;   // units that one thread takes at least
+  bool signs;         // y is of signs
 };
 
 // The first row a group's kernels compute: ternary rows share bytes, so they start at a block, which
@@ -45,22 +52,6 @@ int64_t units_of_group(const ConvPlan& plan, int32_t format, int64_t unit_rows) 
   return (plan.group_rows + unit_rows - 2) / unit_rows + 1;
 }
 
-// Rows [begin, end) of the weight as a task of their own; `begin` is where a block may start.
-LinearTask slice(const LinearTask& whole, int64_t begin, int64_t end) {
-  LinearTask part = whole;
-  part.rows = end - begin;
-  if (whole.format == BITIMPL_BINARY) {
-    part.codes += begin * ((whole.cols + 7) / 8);
-  } else {
-    const int64_t per_byte = whole.format == BITIMPL_BASE3 ? 5 : 4;
-    part.codes += begin / per_byte * whole.components * whole.cols;
-  }
-  const int64_t scale_bytes = whole.scale_dtype == BITIMPL_F32 ? 4 : 2;
-  part.scales = static_cast<const char*>(whole.scales) + begin * whole.scale_row_stride * scale_bytes;
-  if (whole.bias != nullptr) part.bias = whole.bias + begin;
-  return part;
-}
-
 // One thread's work on one tile after the other.
 struct Worker {
   const ConvCall& call;
@@ -72,7 +63,7 @@ struct Worker {
   int64_t run_count = 0;
   bool border = false;   // some window sees added positions
   int64_t step = 0;      // between the results of successive tokens in y, or -1
-  int64_t result_bytes;  // of an element of y
+  int64_t result_bytes;  // of an element of y; 0: a bit
 
   Worker(const ConvCall& conv, char* memory)
       : call(conv), plan(conv.plan), scratch(memory), result_bytes(bytes_of_dtype(conv.y.dtype)) {
@@ -87,7 +78,7 @@ struct Worker {
     return reinterpret_cast<Value*>(scratch + offset);
   }
   char* result(int64_t element) const {
-    return static_cast<char*>(call.y.data) + element * result_bytes;
+    return static_cast<char*>(call.y.data) + (call.signs ? element / 8 : element * result_bytes);
   }
 
   void enter_tile(int64_t index) {
@@ -110,6 +101,7 @@ struct Worker {
         places()[t] = place;
         place += call.y.spatial_stride[2];
         at<float>(call.layout.token_scale)[t] = scale[run.sample];
+        at<float>(call.layout.marks)[t] = 1.0f;
       }
     }
     step = tokens > 1 ? places()[1] - places()[0] : 0;
@@ -170,6 +162,26 @@ struct Worker {
     }
   }
 
+  // The same of signs: bits from `first` on of each token's kChunkRows.
+  void store_rows_of_signs(int64_t begin, int64_t end, int64_t first) const {
+    const uint8_t* bits = at<uint8_t>(call.layout.results);
+    for (int64_t i = 0; i < tokens; ++i) {
+      copy_bits(static_cast<uint8_t*>(call.y.data), places()[i] + begin, bits, i * kChunkRows + first,
+                end - begin);
+    }
+  }
+
+  // Hands on to the samples what the kernels said of tokens.
+  void mark_samples() const {
+    const float* marks = at<float>(call.layout.marks);
+    for (int64_t i = 0; i < run_count; ++i) {
+      const Run& run = runs()[i];
+      for (int64_t t = run.token; t < run.token + run.count; ++t) {
+        if (marks[t] != 1.0f) mark_not_finite(call.task.y_scale + run.sample);
+      }
+    }
+  }
+
   // Rows [begin, end), at most kChunkRows, of which those of the group are stored.
   void compute(int64_t begin, int64_t end) {
     const int64_t group_begin = group * plan.group_rows;
@@ -179,8 +191,20 @@ struct Worker {
     LinearTask task = slice(call.task, begin, end);
     task.x = activations();
     task.y_dtype = call.y.dtype;
-    const bool direct =
-        step >= 0 && call.y.channel_stride == 1 && store_begin == begin && store_end == end;
+    const bool direct = step >= 0 && call.y.channel_stride == 1 && store_begin == begin &&
+                        store_end == end && (!call.signs || begin % 8 == 0);
+    float least[kChunkRows], most[kChunkRows];
+    if (call.signs) {
+      // Rows of a neighbouring group see activations that are not theirs: whatever they give is fine.
+      for (int64_t r = begin; r < end; ++r) {
+        const bool own = r >= store_begin && r < store_end;
+        least[r - begin] = own ? task.least[r - begin] : -INFINITY;
+        most[r - begin] = own ? task.most[r - begin] : INFINITY;
+      }
+      task.least = least;
+      task.most = most;
+      task.y_scale = at<float>(call.layout.marks);
+    }
     task.y = direct ? result(places()[0] + begin) : scratch + call.layout.results;
     task.y_stride = direct ? step : kChunkRows;
     if (border && plan.corrects) {
@@ -194,7 +218,9 @@ struct Worker {
     } else {
       run_kernel(task);
     }
+    if (call.signs) mark_samples();
     if (direct) return;
+    if (call.signs) return store_rows_of_signs(store_begin, store_end, store_begin - begin);
     const char* results = scratch + call.layout.results + (store_begin - begin) * result_bytes;
     store(store_begin, store_end, results);
   }
@@ -221,6 +247,8 @@ struct Worker {
 void run_range(void* context, int thread, int64_t begin, int64_t end) {
   const ConvCall& call = *static_cast<const ConvCall*>(context);
   Worker worker(call, call.base + call.layout.scratch + call.layout.scratch_stride * thread);
+  begin *= call.together;
+  end *= call.together;
   while (begin < end) {
     const int64_t product = begin / call.units;
     const int64_t product_end = (product + 1) * call.units < end ? (product + 1) * call.units : end;
@@ -233,20 +261,34 @@ void run_range(void* context, int thread, int64_t begin, int64_t end) {
 
 void run_tiles(const KernelTable& kernels, const ConvPlan& plan, const ConvLayout& layout,
                const LinearTask& task, const bitimpl_image& y, char* base, int threads) {
-  const int64_t unit_rows = plan.depthwise ? kDepthwiseRows : unit_rows_of(task.format);
+  const bool signs = y.dtype == BITIMPL_SIGNS;
+  const int64_t unit_rows = plan.depthwise ? kDepthwiseRows : unit_rows_of(task.format, signs);
   const int64_t units = units_of_group(plan, task.format, unit_rows);
   int64_t tiles = (plan.tokens + plan.tile_tokens - 1) / plan.tile_tokens;
   const int64_t parts = token_parts(plan.groups * units, plan.tokens, threads);
   if (parts > tiles) tiles = parts;
-  const double work = operator_work(task, form_of(plan, plan.tokens), plan.tokens);
-  ConvCall call = {kernels, plan, layout, task, y, base, tiles, units, unit_rows};
-  parallel_ranges(tiles * plan.groups * units, units, work, threads, run_range, &call);
+  LinearTask whole = task;
+  whole.x = form_of(plan, plan.tokens);
+  const double work = operator_work(whole);
+  // Where groups end within a byte of signs, a thread takes all of a token.
+  const bool apart = !signs || plan.groups == 1 || plan.group_rows % 8 == 0;
+  const int64_t together = apart ? 1 : plan.groups * units;
+  ConvCall call = {kernels, plan, layout, task, y, base, tiles, units, unit_rows, together, signs};
+  parallel_ranges(tiles * plan.groups * units / together, apart ? units : 1, work, threads, run_range,
+                  &call);
 }
 
+int check_no_signs(const bitimpl_image& x, const bitimpl_image& y) {
+  if (x.dtype != BITIMPL_SIGNS && y.dtype != BITIMPL_SIGNS) return BITIMPL_OK;
+  return fail(BITIMPL_INVALID_ARGUMENT, "%s is of signs (dtype %d): call bitimpl_conv_signs",
+              x.dtype == BITIMPL_SIGNS ? "x" : "y", BITIMPL_SIGNS);
+}
+
+// `signs`: null where neither x nor y may be of signs.
 int run_conv(Operator op, const bitimpl_weight* weight, const bitimpl_conv* conv,
              const bitimpl_image* x, int32_t activation, const void* bias, int32_t bias_dtype,
-             const bitimpl_image* y, void* workspace, int64_t workspace_bytes) {
-  clear_error();
+             const bitimpl_image* y, const bitimpl_signs* signs, void* workspace,
+             int64_t workspace_bytes) {
   const KernelTable* kernels = active_kernels();
   if (kernels == nullptr) return BITIMPL_UNSUPPORTED;
   ConvPlan plan;
@@ -257,6 +299,7 @@ int run_conv(Operator op, const bitimpl_weight* weight, const bitimpl_conv* conv
   if (status == BITIMPL_OK) status = check_output(plan, y);
   if (status == BITIMPL_OK) status = check_image_data(*y, "y");
   if (status == BITIMPL_OK) status = check_bias(bias, bias_dtype);
+  if (status == BITIMPL_OK && signs == nullptr) status = check_no_signs(*x, *y);
   if (status != BITIMPL_OK) return status;
 
   LinearTask task = describe(*weight);
@@ -277,7 +320,15 @@ int run_conv(Operator op, const bitimpl_weight* weight, const bitimpl_conv* conv
   int threads = available_threads();
   const int64_t slices = (workspace_bytes - 63 - layout.scratch) / layout.scratch_stride;
   if (slices < threads) threads = static_cast<int>(slices);
-  quantize_image(*kernels, plan, *x, layout, base, threads);
+  if (x->dtype == BITIMPL_SIGNS) {
+    take_signs(*kernels, plan, *x, signs->x_scale, layout, base, threads);
+  } else {
+    quantize_image(*kernels, plan, *x, layout, base, threads);
+  }
+  if (y->dtype == BITIMPL_SIGNS) {
+    set_thresholds(*signs, &task);
+    begin_signs(*y, signs->y_scale);
+  }
   if (plan.corrects) sum_taps(*kernels, plan, task, layout, base, threads);
   if (plan.depthwise) {
     status = bitimpl_unpack(weight, reinterpret_cast<int8_t*>(base + layout.unpacked));
@@ -312,16 +363,32 @@ int bitimpl_binary_conv(const bitimpl_weight* weight, const bitimpl_conv* conv,
                         const bitimpl_image* x, int32_t activation, const void* bias,
                         int32_t bias_dtype, const bitimpl_image* y, void* workspace,
                         int64_t workspace_bytes) {
-  return bitimpl::run_conv(bitimpl::Operator::kBinary, weight, conv, x, activation, bias, bias_dtype,
-                           y, workspace, workspace_bytes);
+  bitimpl::clear_error();
+  return bitimpl::run_conv(bitimpl::Operator::kBinary, weight, conv, x, activation, bias, bias_dtype, y,
+                           nullptr, workspace, workspace_bytes);
 }
 
 int bitimpl_ternary_conv(const bitimpl_weight* weight, const bitimpl_conv* conv,
                          const bitimpl_image* x, int32_t activation, const void* bias,
                          int32_t bias_dtype, const bitimpl_image* y, void* workspace,
                          int64_t workspace_bytes) {
-  return bitimpl::run_conv(bitimpl::Operator::kTernary, weight, conv, x, activation, bias,
-                           bias_dtype, y, workspace, workspace_bytes);
+  bitimpl::clear_error();
+  return bitimpl::run_conv(bitimpl::Operator::kTernary, weight, conv, x, activation, bias, bias_dtype, y,
+                           nullptr, workspace, workspace_bytes);
+}
+
+int bitimpl_conv_signs(const bitimpl_weight* weight, const bitimpl_conv* conv, const bitimpl_image* x,
+                       int32_t activation, const void* bias, int32_t bias_dtype,
+                       const bitimpl_image* y, const bitimpl_signs* signs, void* workspace,
+                       int64_t workspace_bytes) {
+  using namespace bitimpl;
+  clear_error();
+  const int status =
+      check_signs(signs, "conv", x != nullptr && x->dtype == BITIMPL_SIGNS,
+                  y != nullptr && y->dtype == BITIMPL_SIGNS, x == nullptr ? 0 : x->samples, activation);
+  if (status != BITIMPL_OK) return status;
+  const Operator op = weight == nullptr ? Operator::kTernary : operator_of(weight->format);
+  return run_conv(op, weight, conv, x, activation, bias, bias_dtype, y, signs, workspace, workspace_bytes);
 }
 
 }  // extern "C"

@@ -3,6 +3,7 @@
 //   conv_plan.cpp     checks the arguments and works out all sizes and places
 //   conv_image.cpp    quantises x into a channels-last image in the workspace
 //   conv_scale.cpp    the scales of signs and ternary values
+//   conv_signs.cpp    does so where x is of signs already, and writes signs
 //   conv_gather.cpp   copies the activations of a tile of output positions out of that image
 //   conv_depthwise.cpp does without a matrix where each channel is a group of its own
 //   conv_border.cpp   takes added positions that count for nothing out of sign products
@@ -63,7 +64,8 @@ struct ConvLayout {
   int64_t row_stride;    // bytes
   int64_t sums[2];
   int64_t token_scale;
-  int64_t results;       // [tile tokens][kChunkRows] in the type of y
+  int64_t marks;         // where y is of signs: float32 of each token, its y_scale
+  int64_t results;       // [tile tokens][kChunkRows] in the type of y, bits of signs included
   int64_t outside;       // where the border is corrected: int32 [tile tokens][components][kChunkRows],
   int64_t outside_at;    // and where in it each token finds its own, or null
   int64_t taps_at;       // of depthwise convolutions: DepthwiseTaps::at of both planes
@@ -74,7 +76,7 @@ struct ConvLayout {
 // Everything about one call that its arguments' sizes determine.
 struct ConvPlan {
   int32_t activation;
-  bool bits;       // activations are bits (SIGN over binary weights), else int8
+  bool bits;       // activations are bits (SIGN over binary weights and enough channels), else bytes
   int32_t planes;  // of int8; 0 where they are bits
   int32_t padding_value;
   bool pads;      // some position is added
@@ -124,6 +126,14 @@ void scale_ternary(const ConvPlan& plan, const ConvLayout& layout, char* base, i
 // Fills image, scale and border of the workspace.
 void quantize_image(const KernelTable& kernels, const ConvPlan& plan, const bitimpl_image& x,
                     const ConvLayout& layout, char* base, int threads);
+
+// The same where x is of signs, whose scales go with it.
+void take_signs(const KernelTable& kernels, const ConvPlan& plan, const bitimpl_image& x,
+                const float* x_scale, const ConvLayout& layout, char* base, int threads);
+// What tiles of signs take for granted: unused bits of 0, and scales of 1 until a value is not finite.
+void begin_signs(const bitimpl_image& y, float* scale);
+// Bits [from_at, from_at + count) of `from` to those from to_at on; reads only bytes that hold one of them.
+void copy_bits(uint8_t* to, int64_t to_at, const uint8_t* from, int64_t from_at, int64_t count);
 
 // Taps of one dimension under a window: [first, last) fall inside the image. `origin` is the place of
 // tap 0, which may lie outside.

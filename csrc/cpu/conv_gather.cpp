@@ -95,12 +95,9 @@ struct Bits {
     }
   }
 
-  void finish(char* end) {
-    if (held > 0) {
-      memcpy(to, &pending, sizeof pending);
-      to += sizeof pending;
-    }
-    fill(to, 0, end - to);
+  // What is left; the words after it were cleared (clear_tails) and nothing writes to them.
+  void finish() {
+    if (held > 0) memcpy(to, &pending, sizeof pending);
   }
 };
 
@@ -165,7 +162,7 @@ void gather_bits(const ConvPlan& plan, const Run& run, const Bits& bits, int64_t
     Bits row = bits;
     row.to += i * row_stride;
     walk(plan, run, i, row);
-    row.finish(bits.to + (i + 1) * row_stride);
+    row.finish();
   }
 }
 

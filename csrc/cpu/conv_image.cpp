@@ -95,6 +95,9 @@ struct Quantisation {
     dense = image.channel_stride == 1 && p.lines.stride == p.channels;
   }
 
+  // -1, 0 and +1: SIGN and TERNARY. Signs have no factor.
+  bool low() const { return ternary() || plan.activation == BITIMPL_ACTIVATION_SIGN; }
+  bool ternary() const { return plan.activation == BITIMPL_ACTIVATION_TERNARY; }
   int64_t pieces() const { return plan.samples * plan.lines.count * plan.lines.pieces; }
 
   Piece piece(int64_t index) const {
@@ -155,11 +158,11 @@ struct Quantisation {
 
   // ---- bytes ---------------------------------------------------------------------------------
 
-  // SIGN and TERNARY, n <= kChunk; `threshold` is TERNARY's.
+  // low() ones, n <= kChunk; `threshold` is TERNARY's.
   void round_low(const float* values, int64_t n, float threshold, int8_t* q, Kept& kept) const {
     uint64_t signs[kChunk / 64], nonzero[kChunk / 64];
     const uint8_t* present = nullptr;
-    if (plan.activation == BITIMPL_ACTIVATION_TERNARY) {
+    if (ternary()) {
       kept.sum += kernels.pack_ternary(values, n, threshold, signs, nonzero);
       present = reinterpret_cast<const uint8_t*>(nonzero);
       kept.count += kernels.count_ones(present, 0, n);
@@ -170,7 +173,7 @@ struct Quantisation {
   }
 
   void round(const float* values, int64_t n, float factor, int8_t* hi, int8_t* lo, Kept& kept) const {
-    if (plan.activation == BITIMPL_ACTIVATION_SIGN || plan.activation == BITIMPL_ACTIVATION_TERNARY) {
+    if (low()) {
       round_low(values, n, factor, hi, kept);
     } else if (plan.planes == 1) {
       kernels.round_int8(values, n, factor, hi);
@@ -185,10 +188,10 @@ struct Quantisation {
     int8_t* out[2];
     for (int i = 0; i < plan.planes; ++i) out[i] = reinterpret_cast<int8_t*>(pixels_of(piece, i));
     if (plan.planes == 1) out[1] = nullptr;
-    const float factor = reinterpret_cast<const float*>(base + layout.factor)[piece.sample];
+    const float* factors = reinterpret_cast<const float*>(base + layout.factor);
+    const float factor = low() && !ternary() ? 0.0f : factors[piece.sample];
     const int64_t channels = plan.channels;
-    // Not all values are finite. TERNARY says so otherwise: a threshold may be 0.
-    if (factor == 0.0f && plan.activation != BITIMPL_ACTIVATION_TERNARY) {
+    if (factor == 0.0f && !low()) {  // not all values are finite
       for (int i = 0; i < plan.planes; ++i) {
         memset(out[i], 0, static_cast<size_t>(piece.pixels * channels));
       }
@@ -316,7 +319,7 @@ void measure_range(void* context, int, int64_t begin, int64_t end) {
   const Quantisation& q = *static_cast<const Quantisation*>(context);
   Reader reader(q.kernels, q.x);
   for (int64_t i = begin; i < end; ++i) {
-    if (q.plan.activation == BITIMPL_ACTIVATION_TERNARY) {
+    if (q.ternary()) {
       reinterpret_cast<double*>(q.base + q.layout.partials)[i] = q.sum_magnitudes(reader, q.piece(i));
     } else {
       reinterpret_cast<uint32_t*>(q.base + q.layout.partials)[i] = q.max_magnitude(reader, q.piece(i));
@@ -327,12 +330,10 @@ void measure_range(void* context, int, int64_t begin, int64_t end) {
 void round_range(void* context, int, int64_t begin, int64_t end) {
   const Quantisation& q = *static_cast<const Quantisation*>(context);
   Reader reader(q.kernels, q.x);
-  const bool ternary = q.plan.activation == BITIMPL_ACTIVATION_TERNARY;
-  const bool low = ternary || q.plan.activation == BITIMPL_ACTIVATION_SIGN;
   for (int64_t i = begin; i < end; ++i) {
     const Kept kept = q.round_piece(reader, q.piece(i));
-    if (low) reinterpret_cast<double*>(q.base + q.layout.partials)[i] = kept.sum;
-    if (ternary) reinterpret_cast<int64_t*>(q.base + q.layout.counts)[i] = kept.count;
+    if (q.low()) reinterpret_cast<double*>(q.base + q.layout.partials)[i] = kept.sum;
+    if (q.ternary()) reinterpret_cast<int64_t*>(q.base + q.layout.counts)[i] = kept.count;
   }
 }
 
@@ -359,19 +360,17 @@ void scale_sample(const Quantisation& q, int64_t sample, const uint32_t* partial
   for (int i = 0; i < plan.planes; ++i) q.base[q.layout.border[i] + sample] = border[i];
 }
 
-// SIGN and TERNARY as bytes: added positions hold padding_value itself, and no scale sees them.
+// As bytes: added positions hold padding_value itself, and no scale sees them.
 void quantize_low(Quantisation& q, double work, int threads) {
   const ConvPlan& plan = q.plan;
-  const bool ternary = plan.activation == BITIMPL_ACTIVATION_TERNARY;
-  if (ternary) parallel_ranges(q.pieces(), 1, work / 4.0, threads, measure_range, &q);
+  if (q.ternary()) parallel_ranges(q.pieces(), 1, work / 4.0, threads, measure_range, &q);
   for (int64_t s = 0; s < plan.samples; ++s) {
-    if (ternary) set_threshold(plan, q.layout, q.base, s);
-    else reinterpret_cast<float*>(q.base + q.layout.factor)[s] = 1.0f;
+    if (q.ternary()) set_threshold(plan, q.layout, q.base, s);
     q.base[q.layout.border[0] + s] = static_cast<char>(plan.padding_value);
   }
   parallel_ranges(q.pieces(), 1, work, threads, round_range, &q);
   for (int64_t s = 0; s < plan.samples; ++s) {
-    if (ternary) scale_ternary(plan, q.layout, q.base, s);
+    if (q.ternary()) scale_ternary(plan, q.layout, q.base, s);
     else scale_signs(plan, q.layout, q.base, s);
   }
 }
@@ -381,8 +380,7 @@ void quantize_low(Quantisation& q, double work, int threads) {
 void quantize_image(const KernelTable& kernels, const ConvPlan& plan, const bitimpl_image& x,
                     const ConvLayout& layout, char* base, int threads) {
   Quantisation q(kernels, plan, x, layout, base);
-  const int64_t pieces = q.pieces();
-  const int64_t of_sample = plan.lines.count * plan.lines.pieces;
+  const int64_t pieces = q.pieces(), of_sample = plan.lines.count * plan.lines.pieces;
   // As in prepare_activations.
   const double work = 8.0 * static_cast<double>(plan.samples) * static_cast<double>(plan.pixels) *
                       static_cast<double>(plan.channels);
@@ -391,14 +389,10 @@ void quantize_image(const KernelTable& kernels, const ConvPlan& plan, const biti
     for (int64_t s = 0; s < plan.samples; ++s) scale_signs(plan, layout, base, s);
     return;
   }
-  if (plan.activation == BITIMPL_ACTIVATION_SIGN || plan.activation == BITIMPL_ACTIVATION_TERNARY) {
-    return quantize_low(q, work, threads);
-  }
+  if (q.low()) return quantize_low(q, work, threads);
   parallel_ranges(pieces, 1, work / 4.0, threads, measure_range, &q);
   const uint32_t* partials = reinterpret_cast<const uint32_t*>(base + layout.partials);
-  for (int64_t s = 0; s < plan.samples; ++s) {
-    scale_sample(q, s, partials + s * of_sample, of_sample);
-  }
+  for (int64_t s = 0; s < plan.samples; ++s) scale_sample(q, s, partials + s * of_sample, of_sample);
   parallel_ranges(pieces, 1, work, threads, round_range, &q);
 }
 

@@ -29,7 +29,8 @@ int check_image(const bitimpl_image* image, const char* name) {
   if (image == nullptr) {
     return fail(BITIMPL_INVALID_ARGUMENT, "%s is null: pass an image", name);
   }
-  if (bytes_of_dtype(image->dtype) == 0) {
+  const bool signs = image->dtype == BITIMPL_SIGNS;
+  if (bytes_of_dtype(image->dtype) == 0 && !signs) {
     return fail(BITIMPL_INVALID_ARGUMENT,
                 "%s has dtype %d: use %d (float32), %d (float16) or %d (bfloat16)", name,
                 image->dtype, BITIMPL_F32, BITIMPL_F16, BITIMPL_BF16);
@@ -48,6 +49,12 @@ int check_image(const bitimpl_image* image, const char* name) {
     }
     if (axes.size[i] > 1 && axes.stride[i] < 0) {
       return fail(BITIMPL_INVALID_ARGUMENT, "%s has a stride of %lld: strides must be at least 0",
+                  name, show(axes.stride[i]));
+    }
+    const bool fits = i == 1 ? axes.stride[i] == 1 : axes.stride[i] % 8 == 0;
+    if (signs && axes.size[i] > 1 && !fits) {
+      return fail(BITIMPL_INVALID_ARGUMENT,
+                  "%s of signs has a stride of %lld bits: use 1 for channels, multiples of 8 for the rest",
                   name, show(axes.stride[i]));
     }
     elements *= static_cast<double>(axes.size[i]);
@@ -231,7 +238,7 @@ int plan_conv(const bitimpl_weight& weight, const bitimpl_conv* conv, const biti
 }
 
 int check_image_data(const bitimpl_image& image, const char* name) {
-  const int64_t bytes = bytes_of_dtype(image.dtype);
+  const int64_t bytes = image.dtype == BITIMPL_SIGNS ? 1 : bytes_of_dtype(image.dtype);
   if (image.samples > 0 && (image.data == nullptr || !aligned(image.data, bytes))) {
     return fail(BITIMPL_INVALID_ARGUMENT,
                 "%s lies at %p: pass data aligned to its elements of %lld bytes", name, image.data,
@@ -301,6 +308,7 @@ ConvLayout lay_out_conv(const KernelTable& kernels, const ConvPlan& p, const Lin
     at.sums[i] = take(p.planes > 0 ? p.tile_tokens * 4 : 0);
   }
   at.token_scale = take(p.tile_tokens * 4);
+  at.marks = take(p.tile_tokens * 4);
   at.results = take(p.tile_tokens * kChunkRows * 4);
   at.outside = take(p.corrects ? p.tile_tokens * task.components * kChunkRows * 4 : 0);
   at.outside_at = take(p.corrects ? p.tile_tokens * 8 : 0);

@@ -73,6 +73,13 @@ struct LinearTask {
   void* y;            // [M, N]
   int32_t y_dtype;
   int64_t y_stride;  // in elements
+
+  // Where y is BITIMPL_SIGNS: as in bitimpl_signs, [N] each but for y_scale[M].
+  const float* lower;
+  const float* upper;
+  const float* least;
+  const float* most;
+  float* y_scale;
 };
 
 // The part of a task one call of a kernel computes: row blocks x tokens. A row block is

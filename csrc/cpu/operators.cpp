@@ -41,11 +41,41 @@ LinearTask describe(const bitimpl_weight& w) {
   return task;
 }
 
-double operator_work(const LinearTask& task, const Activations& x, int64_t tokens) {
+LinearTask slice(const LinearTask& whole, int64_t begin, int64_t end) {
+  LinearTask part = whole;
+  part.rows = end - begin;
+  if (whole.format == BITIMPL_BINARY) {
+    part.codes += begin * ((whole.cols + 7) / 8);
+  } else {
+    const int64_t per_byte = whole.format == BITIMPL_BASE3 ? 5 : 4;
+    part.codes += begin / per_byte * whole.components * whole.cols;
+  }
+  const int64_t scale_bytes = whole.scale_dtype == BITIMPL_F32 ? 4 : 2;
+  part.scales = static_cast<const char*>(whole.scales) + begin * whole.scale_row_stride * scale_bytes;
+  if (whole.bias != nullptr) part.bias = whole.bias + begin;
+  if (whole.lower != nullptr) {
+    part.lower = whole.lower + begin;
+    part.upper = whole.upper + begin;
+    part.least = whole.least + begin;
+    part.most = whole.most + begin;
+  }
+  return part;
+}
+
+void set_thresholds(const bitimpl_signs& signs, LinearTask* task) {
+  task->lower = signs.lower;
+  task->upper = signs.upper;
+  task->least = signs.least;
+  task->most = signs.most;
+  task->y_scale = signs.y_scale;
+}
+
+double operator_work(const LinearTask& task) {
+  const Activations& x = task.x;
   const double cost = x.kind == BITIMPL_ACTIVATION_FLOAT ? 4.0
                       : x.planes > 0                     ? x.planes
                                                          : 0.25 * x.bit_planes;
-  return cost * static_cast<double>(tokens) * static_cast<double>(task.rows) *
+  return cost * static_cast<double>(x.rows) * static_cast<double>(task.rows) *
          static_cast<double>(task.cols) * task.components;
 }
 

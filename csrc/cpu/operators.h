@@ -15,10 +15,16 @@ int64_t block_rows_of(int32_t format);
 // The weight's part of a task, without activations, bias and y.
 LinearTask describe(const bitimpl_weight& w);
 
-// Work of an operator on `tokens` tokens, or output positions, in the multiply-accumulates that
-// parallel.h counts: int8 products are the unit, float products run at about a quarter of their rate,
-// bits at several times it. Of x only the form counts.
-double operator_work(const LinearTask& task, const Activations& x, int64_t tokens);
+// Rows [begin, end) of the weight as a task of their own; `begin` is where a block may start.
+LinearTask slice(const LinearTask& whole, int64_t begin, int64_t end);
+
+// What goes with a y of signs.
+void set_thresholds(const bitimpl_signs& signs, LinearTask* task);
+
+// Work of an operator on the rows of the task's x (tokens, or output positions), in the
+// multiply-accumulates that parallel.h counts: int8 products are the unit, float products run at about
+// a quarter of their rate, bits at several times it. Of x only kind, form and rows count.
+double operator_work(const LinearTask& task);
 
 // Few pieces of work for the threads: into how many parts to cut `tokens` so that each thread finds
 // two of the `pieces` times that many, but never into fewer tokens than a kernel works on at once.

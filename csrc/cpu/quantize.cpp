@@ -168,6 +168,7 @@ struct BitRow {
 struct Preparation {
   const KernelTable& kernels;
   const bitimpl_matrix& x;
+  const float* x_scale;
   const LinearTask& task;
   const WorkspaceLayout& layout;
   char* base;
@@ -175,6 +176,27 @@ struct Preparation {
   template <class Value>
   Value* at(int64_t offset) const {
     return reinterpret_cast<Value*>(base + offset);
+  }
+
+  // SIGN where x is of signs already: its bits, or bytes made of them.
+  void take_signs(int64_t m) const {
+    const uint8_t* bits = static_cast<const uint8_t*>(x.data) + m * x.row_stride / 8;
+    at<float>(layout.scale)[m] = x_scale[m];
+    if (task.x.planes > 0) {
+      int8_t* q = at<int8_t>(layout.q[0]) + m * layout.q_stride;
+      int32_t* sums = at<int32_t>(layout.sums[0]) + m * task.segments;
+      for (int64_t begin = 0, g = 0; begin < x.cols; begin += task.segment, ++g) {
+        const int64_t count = x.cols - begin < task.segment ? x.cols - begin : task.segment;
+        sums[g] = kernels.spread_bits(bits + begin / 8, nullptr, count, q + begin);
+      }
+      memset(q + x.cols, 0, static_cast<size_t>(layout.q_stride - x.cols));
+      return;
+    }
+    uint8_t* signs = reinterpret_cast<uint8_t*>(at<uint64_t>(layout.signs) + m * layout.sign_stride);
+    const int64_t used = (x.cols + 7) / 8;
+    memcpy(signs, bits, static_cast<size_t>(used));
+    if (x.cols % 8 != 0) signs[used - 1] = static_cast<uint8_t>(signs[used - 1] & ((1u << x.cols % 8) - 1));
+    memset(signs + used, 0, static_cast<size_t>(8 * layout.sign_stride - used));
   }
 
   // SIGN and TERNARY.
@@ -209,6 +231,10 @@ void prepare_range(void* context, int, int64_t begin, int64_t end) {
   const int64_t segment = p.task.segment;
   float* scale = p.at<float>(at.scale);
   for (int64_t m = begin; m < end; ++m) {
+    if (p.x.dtype == BITIMPL_SIGNS) {
+      p.take_signs(m);
+      continue;
+    }
     Row row(p.kernels, p.x, m);
     if (kind == BITIMPL_ACTIVATION_FLOAT) {
       p.kernels.to_float(row.data, row.dtype, row.cols, p.at<float>(at.values) + m * row.cols);
@@ -290,7 +316,7 @@ WorkspaceLayout lay_out_workspace(const LinearTask& task, int64_t kernel_scratch
   return layout;
 }
 
-void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x,
+void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x, const float* x_scale,
                          const WorkspaceLayout& layout, char* base, int threads, LinearTask* task) {
   Activations* out = &task->x;
   if (out->kind == BITIMPL_ACTIVATION_FLOAT && x.dtype == BITIMPL_F32) {
@@ -298,7 +324,7 @@ void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x,
     out->value_stride = x.row_stride;
     return;
   }
-  Preparation preparation = {kernels, x, *task, layout, base};
+  Preparation preparation = {kernels, x, x_scale, *task, layout, base};
   // Reading, scaling and rounding one activation costs about as much as 8 multiply-accumulates.
   const double work = 8.0 * static_cast<double>(x.rows) * static_cast<double>(x.cols);
   parallel_ranges(x.rows, 1, work, threads, prepare_range, &preparation);

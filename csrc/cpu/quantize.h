@@ -63,8 +63,8 @@ struct WorkspaceLayout {
 WorkspaceLayout lay_out_workspace(const LinearTask& task, int64_t kernel_scratch);
 
 // Converts and quantises x (checked by the caller) into `base` as `layout` says and fills task->x, whose
-// kind, rows and planes are set. `threads` scratch slices are available.
-void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x,
+// kind, rows and planes are set. `threads` scratch slices are available. x_scale: of x of signs.
+void prepare_activations(const KernelTable& kernels, const bitimpl_matrix& x, const float* x_scale,
                          const WorkspaceLayout& layout, char* base, int threads, LinearTask* task);
 
 }  // namespace bitimpl

@@ -273,6 +273,16 @@ inline void store_vector(const LinearTask& task, int64_t token, int64_t row_begi
     _mm512_mask_storeu_ps(static_cast<float*>(task.y) + at, present, value);
     return;
   }
+  if (task.y_dtype == BITIMPL_SIGNS) {
+    const auto load = [&](const float* from) { return _mm512_maskz_loadu_ps(present, from + row_begin); };
+    const __mmask16 least = _mm512_mask_cmp_ps_mask(present, value, load(task.least), _CMP_GE_OQ);
+    const __mmask16 finite = _mm512_mask_cmp_ps_mask(least, value, load(task.most), _CMP_LE_OQ);
+    const __mmask16 above = _mm512_mask_cmp_ps_mask(present, value, load(task.lower), _CMP_GE_OQ);
+    const __mmask16 bits = _mm512_mask_cmp_ps_mask(above, value, load(task.upper), _CMP_LE_OQ);
+    store_bits(static_cast<uint8_t*>(task.y), at, count, bits);
+    if (finite != present) mark_not_finite(task.y_scale + token);
+    return;
+  }
   const __m256i halves = task.y_dtype == BITIMPL_BF16
                              ? bf16_from_floats(value)
                              : _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -55,10 +55,11 @@
  *   int8    amax = max(max|x|, 1e-5); q = clamp(round_half_even(x * (127 / amax)), -127, 127);
  *           activation_scale = amax / 127
  *   int16   the same with 32512 = 127 * 256 in place of 127; q = 256 * hi + lo with int8 hi, lo
- *   ternary delta = 0.75 * mean |x| (Li and Liu, Ternary weight networks, 2016), summed and
- *           multiplied in float64 and rounded once; q = +1 where x > delta, -1 where x < -delta, else
- *           0; activation_scale = mean |x| of the values whose q is not 0, summed in float64 and
- *           rounded once; 0 where there are none
+ *   ternary delta = 0.75 * mean |x|, summed and multiplied in float64 and rounded once. (For normally
+ *           distributed values the best threshold, 0.6 standard deviations, is 0.75 mean |x|: Li and
+ *           Liu, Ternary weight networks, 2016, whose rule of thumb for weights is 0.7.) q = +1 where
+ *           x > delta, -1 where x < -delta, else 0; activation_scale = mean |x| of the values whose q
+ *           is not 0, summed in float64 and rounded once; 0 where there are none
  *   sign    q = x >= 0 ? +1 : -1 (so -0.0 is +1); activation_scale = mean |x|, summed in
  *           float64 and rounded once
  * A NaN or infinity in a row makes its activation_scale NaN, hence that row of y and no other.
@@ -81,6 +82,23 @@
  *     t = 0;  for each component c: t = t + scale(c, n) * float(dot)
  *     y[sample, n, position] = t * activation_scale[sample] (+ bias[n]), rounded once
  * A NaN or infinity in a sample makes that sample's y NaN and no other.
+ *
+ * ---------------------------------------------------------------------------------------------
+ * Signs from operator to operator
+ *
+ * What stands between two binary layers, sign(batch_norm(y)) say, rises or falls with y in each
+ * channel n: it is +1 in one interval of y. Of such a layer bitimpl_linear_signs and bitimpl_conv_signs
+ * write the signs alone, a bit each, and take signs that one of them wrote:
+ *     y is formed in float32 as above, without rounding to an output type;
+ *     bit(m, n) = lower[n] <= y[m, n] <= upper[n] ? 1 (+1) : 0 (-1);
+ *     scale[m] = 1, or NaN where least[n] <= y[m, n] <= most[n] fails for some n, as it does for NaN:
+ *                the sign of what is not finite is not a number, and must not be one further on.
+ * A matrix or image of signs has the dtype BITIMPL_SIGNS: channel c of a row (token or position) is
+ * bit c % 8, least significant first, of the row's byte c / 8. Elements are bits: strides in elements are
+ * multiples of 8, but for the channels', which is 1. Unused bits of a row's last byte are written as 0
+ * and never looked at. With it goes its scale, float32, one for each row of a matrix or sample of an
+ * image: such activations are q = +-1 with activation_scale = scale[m] (activation SIGN), and +-1 in
+ * float with the scales of 1 would give the same y.
  */
 #ifndef BITIMPL_H
 #define BITIMPL_H
@@ -94,7 +112,7 @@ extern "C" {
 #pragma GCC visibility push(default) /* the library is built with hidden visibility */
 #endif
 
-#define BITIMPL_ABI_VERSION 3
+#define BITIMPL_ABI_VERSION 4
 #define BITIMPL_LAYOUT_V1 1
 #define BITIMPL_MAX_COMPONENTS 16
 
@@ -111,7 +129,12 @@ typedef enum bitimpl_format {
   BITIMPL_BASE3 = 3
 } bitimpl_format;
 
-typedef enum bitimpl_dtype { BITIMPL_F32 = 0, BITIMPL_F16 = 1, BITIMPL_BF16 = 2 } bitimpl_dtype;
+typedef enum bitimpl_dtype {
+  BITIMPL_F32 = 0,
+  BITIMPL_F16 = 1,
+  BITIMPL_BF16 = 2,
+  BITIMPL_SIGNS = 3 /* bits; of the x and y of bitimpl_linear_signs and bitimpl_conv_signs alone */
+} bitimpl_dtype;
 
 /* What the kernel does to the activations before the dot product. */
 typedef enum bitimpl_activation {
@@ -175,6 +198,17 @@ typedef struct bitimpl_image {
   int64_t channel_stride;
   int64_t spatial_stride[3];
 } bitimpl_image;
+
+/* What goes with x and y where they are BITIMPL_SIGNS ("Signs from operator to operator" above);
+ * fields of the other kind of x or y are not looked at. */
+typedef struct bitimpl_signs {
+  const float* x_scale; /* [rows or samples of x] */
+  const float* lower;   /* [output channels] each */
+  const float* upper;
+  const float* least;
+  const float* most;
+  float* y_scale; /* [rows or samples of y]: written */
+} bitimpl_signs;
 
 /* Where a convolution's kernel falls. Always three dimensions: leading ones have kernel, stride and
  * dilation 1 and no padding. */
@@ -265,6 +299,10 @@ int bitimpl_ternary_linear(const bitimpl_weight* weight, const bitimpl_matrix* x
 /* The one of the two that the weight's format asks for. */
 int bitimpl_linear(const bitimpl_linear_call* call);
 
+/* The same where x, y or both are BITIMPL_SIGNS. x of signs takes activation SIGN; its weight and
+ * workspace are as for other x. */
+int bitimpl_linear_signs(const bitimpl_linear_call* call, const bitimpl_signs* signs);
+
 /* Bytes of scratch a convolution of images like x needs, or -1; x.data is not looked at. Threads as
  * in bitimpl_linear_workspace. */
 int64_t bitimpl_conv_workspace(const bitimpl_weight* weight, const bitimpl_conv* conv,
@@ -284,6 +322,13 @@ int bitimpl_ternary_conv(const bitimpl_weight* weight, const bitimpl_conv* conv,
                          const bitimpl_image* x, int32_t activation, const void* bias,
                          int32_t bias_dtype, const bitimpl_image* y, void* workspace,
                          int64_t workspace_bytes);
+
+/* The one of the two that the weight's format asks for, where x, y or both are BITIMPL_SIGNS. x of
+ * signs takes activation SIGN. */
+int bitimpl_conv_signs(const bitimpl_weight* weight, const bitimpl_conv* conv, const bitimpl_image* x,
+                       int32_t activation, const void* bias, int32_t bias_dtype,
+                       const bitimpl_image* y, const bitimpl_signs* signs, void* workspace,
+                       int64_t workspace_bytes);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

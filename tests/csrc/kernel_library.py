@@ -30,7 +30,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY_NAME = "libbitimpl_cpu.so"
 #: The program that runs cases outside of Python, under sanitizers and between guard pages.
 DRIVER_SOURCES = [
-    Path(__file__).parent / name for name in ("sanitize_driver.cpp", "sanitize_conv.cpp", "guard_probe.cpp")
+    Path(__file__).parent / name
+    for name in ("sanitize_driver.cpp", "sanitize_conv.cpp", "sanitize_signs.cpp", "guard_probe.cpp")
 ]
 
 OK, INVALID_ARGUMENT, UNSUPPORTED = 0, 1, 2
@@ -184,14 +185,14 @@ def load(path: Path) -> Library:
     return Library(path, c)
 
 
-def build(directory: Path, *options: str) -> Path:
+def build(directory: Path, *options: str, target: str = "all") -> Path:
     """Configures and builds csrc in ``directory``; the path of the library."""
     cmake = shutil.which("cmake")
     assert cmake is not None, "no cmake: install it, or set BITIMPL_LIBRARY_PATH to a built library"
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     for command in (
         [cmake, "-S", str(REPOSITORY / "csrc"), "-B", str(directory), *generator, *options],
-        [cmake, "--build", str(directory), "--parallel", "2"],
+        [cmake, "--build", str(directory), "--parallel", "2", "--target", target],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"

@@ -125,6 +125,8 @@ void run_conv_case(const std::string& line, const std::vector<std::string>& isas
     if (op(&w, &conv, &x.image, c.activation, bias == nullptr ? nullptr : bias->data(),
            bias == nullptr ? 0 : c.bias_dtype, &y->image, workspace.data(), bytes) != BITIMPL_OK)
       stop(line, "the operator failed");
+    check_conv_signs(line, w, conv, x.image, y->image, c.activation,
+                     bias == nullptr ? nullptr : bias->data(), bias == nullptr ? 0 : c.bias_dtype);
     if (first == nullptr) {
       first = std::move(y);
     } else if (std::memcmp(first->memory.data(), y->memory.data(), y->memory.bytes) != 0) {

@@ -164,6 +164,8 @@ void run_case(const std::string& line, const Case& c, const std::vector<std::str
     if (bitimpl_select_isa(isa.c_str()) != BITIMPL_OK) stop(line, "cannot select the ISA");
     announce(line, isa);
     Block y = run(line, c, w, from, bias.get());
+    check_linear_signs(line, w, from, c.activation, bias == nullptr ? nullptr : bias->data(),
+                       bias == nullptr ? 0 : c.bias_dtype);
     std::vector<uint8_t> q = quantise(line, from);
     if (first == nullptr) {
       quantised = q;

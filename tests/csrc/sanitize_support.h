@@ -57,6 +57,14 @@ inline void fill(Block& block, int32_t dtype, Random& random) {
 // Runs a convolution's case ("conv", then the fields of ConvCase in conv_cases.py) through `isas`.
 void run_conv_case(const std::string& line, const std::vector<std::string>& isas);
 
+// The same call with y of signs and, of activation SIGN, with x of signs (sanitize_signs.cpp). `y`: the
+// form of y alone.
+void check_linear_signs(const std::string& line, const bitimpl_weight& w, const bitimpl_matrix& x,
+                        int32_t activation, const void* bias, int32_t bias_dtype);
+void check_conv_signs(const std::string& line, const bitimpl_weight& w, const bitimpl_conv& conv,
+                      const bitimpl_image& x, const bitimpl_image& y, int32_t activation, const void* bias,
+                      int32_t bias_dtype);
+
 // Does on purpose what guard pages must notice: "probe", then what (see guard_probe.cpp).
 void run_probe(const std::string& line);
 

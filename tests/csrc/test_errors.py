@@ -288,4 +288,4 @@ def test_environment_never_falls_back(library: Library) -> None:
 
 
 def test_abi_version(library: Library) -> None:
-    assert library.c.bitimpl_abi_version() == 3
+    assert library.c.bitimpl_abi_version() == 4

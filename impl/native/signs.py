@@ -1,0 +1,157 @@
+"""Native calls whose input, output or both are signs (``bitimpl_linear_signs``, ``bitimpl_conv_signs``)."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from impl.geometry import ConvGeometry
+from impl.native import library as native_library
+from impl.native.backends import record_kernel
+from impl.native.calls import DTYPES, describe
+from impl.native.convolution import describe_geometry, describe_image
+from impl.packing import PackedWeight
+from impl.signs import Signs, Thresholds
+
+_SIGNS = 3  # BITIMPL_SIGNS
+
+
+class PreparedSigns:
+    """One packed weight with its bias, geometry (None: a linear layer) and thresholds (None: y is of floats),
+    described to the library once and called many times.
+
+    Holds the tensors it describes; :meth:`matches` says whether they are still the current ones. Safe to
+    call from several threads. Raises NativeError where there is no library.
+    """
+
+    def __init__(
+        self,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        geometry: ConvGeometry | None,
+        thresholds: Thresholds | None,
+        activation_bits: int,
+    ) -> None:
+        self._library = native_library.require()
+        self.weight, self.bias, self.geometry = weight, bias, geometry
+        self.thresholds, self.activation_bits = thresholds, activation_bits
+        self._weight = describe(weight)
+        self._conv = None if geometry is None else describe_geometry(geometry)
+        self._bias = (None, 0) if bias is None else (bias.data_ptr(), DTYPES[bias.dtype])
+        self._intervals = [None] * 4 if thresholds is None else [part.data_ptr() for part in thresholds]
+
+    def matches(
+        self, codes: Tensor, scales: Tensor, bias: Tensor | None, thresholds: Thresholds | None
+    ) -> bool:
+        """Whether these are the tensors, at the addresses, that were described."""
+        pointers = [None] * 4 if thresholds is None else [part.data_ptr() for part in thresholds]
+        return (
+            codes.data_ptr() == self._weight.codes
+            and scales.data_ptr() == self._weight.scales
+            and bias is self.bias
+            and (bias is None or bias.data_ptr() == self._bias[0])
+            and pointers == self._intervals
+        )
+
+    def __call__(self, x: Tensor | Signs, dtype: torch.dtype) -> Tensor | Signs:
+        """y of x: :class:`Signs` where there are thresholds, else a contiguous tensor in ``dtype``.
+
+        x of signs or of float32, float16 or bfloat16 on the CPU; the caller has checked shapes and dtypes.
+        """
+        if isinstance(x, Signs) and x.bits.stride(-1) != 1:
+            x = x._replace(bits=x.bits.contiguous())
+        scale = x.scale.contiguous() if isinstance(x, Signs) else None
+        y = self._empty_like(x, dtype)
+        signs = native_library.SignsData(
+            None if scale is None else scale.data_ptr(),
+            *self._intervals,
+            y.scale.data_ptr() if isinstance(y, Signs) else None,
+        )
+        if self.geometry is None:
+            self._linear(x, y, signs)
+        else:
+            self._convolve(x, y, signs)
+        return y
+
+    def _empty_like(self, x: Tensor | Signs, dtype: torch.dtype) -> Tensor | Signs:
+        rows = self.weight.rows
+        taken = x.bits if isinstance(x, Signs) else x
+        if self.geometry is None:
+            leading = tuple(taken.shape[:-1])
+            if self.thresholds is None:
+                return torch.empty((*leading, rows), dtype=dtype)
+            return _empty_signs(leading, leading, rows)
+        spatial = tuple(taken.shape[1:-1] if isinstance(x, Signs) else taken.shape[2:])
+        out = self.geometry.output_size(spatial)
+        if self.thresholds is None:
+            return torch.empty((taken.shape[0], rows, *out), dtype=dtype)
+        return _empty_signs((taken.shape[0], *out), (taken.shape[0],), rows)
+
+    def _linear(self, x: Tensor | Signs, y: Tensor | Signs, signs: native_library.SignsData) -> None:
+        x_matrix, kept = _matrix(x)
+        y_matrix, _ = _matrix(y)
+        weight = ctypes.addressof(self._weight)
+        size: int = self._library.linear_workspace(weight, x_matrix.rows, self.activation_bits)
+        if size < 0:
+            raise self._library.failed("linear_signs")
+        workspace = torch.empty(size, dtype=torch.uint8)
+        call = native_library.LinearCall(
+            weight, x_matrix, y_matrix, *self._bias, self.activation_bits, workspace.data_ptr(), size
+        )
+        function = self._library.function("linear_signs")
+        self._finish(function(ctypes.addressof(call), ctypes.addressof(signs)))
+        del kept  # until here
+
+    def _convolve(self, x: Tensor | Signs, y: Tensor | Signs, signs: native_library.SignsData) -> None:
+        assert self._conv is not None
+        images = [_image(part) for part in (x, y)]
+        x_image, y_image = (ctypes.addressof(image) for image in images)
+        weight, conv = ctypes.addressof(self._weight), ctypes.addressof(self._conv)
+        size: int = self._library.conv_workspace(weight, conv, x_image, self.activation_bits)
+        if size < 0:
+            raise self._library.failed("conv_signs")
+        workspace = torch.empty(size, dtype=torch.uint8)
+        status = self._library.function("conv_signs")(
+            weight, conv, x_image, self.activation_bits, *self._bias, y_image, ctypes.addressof(signs),
+            workspace.data_ptr(), size,
+        )  # fmt: skip
+        self._finish(status)
+
+    def _finish(self, status: int) -> None:
+        if status != 0:
+            raise self._library.failed("signs")
+        record_kernel(self._library.last_kernel().decode())
+
+
+def _empty_signs(places: tuple[int, ...], scales: tuple[int, ...], channels: int) -> Signs:
+    bits = torch.empty((*places, -(-channels // 8)), dtype=torch.uint8)
+    return Signs(bits, torch.empty(scales, dtype=torch.float32), channels)
+
+
+def _matrix(values: Tensor | Signs) -> tuple[native_library.Matrix, Tensor]:
+    """``bitimpl_matrix`` of the rows of ``values``, and the memory it describes."""
+    tensor = values.bits if isinstance(values, Signs) else values
+    flat = tensor.reshape(-1, tensor.shape[-1])
+    if flat.stride(1) != 1 or flat.stride(0) < flat.shape[1]:
+        flat = flat.contiguous()
+    stride = flat.stride(0)
+    if isinstance(values, Signs):
+        matrix = native_library.Matrix(flat.data_ptr(), _SIGNS, 0, flat.shape[0], values.channels, 8 * stride)
+    else:
+        matrix = native_library.Matrix(flat.data_ptr(), DTYPES[flat.dtype], 0, *flat.shape, stride)
+    return matrix, flat
+
+
+def _image(values: Tensor | Signs) -> native_library.Image:
+    """``bitimpl_image`` of ``values``. The caller keeps the tensors alive."""
+    if isinstance(values, Tensor):
+        return describe_image(values)
+    bits = values.bits
+    leading = 3 - (bits.dim() - 2)
+    return native_library.Image(
+        bits.data_ptr(), _SIGNS, 0, bits.shape[0], values.channels,
+        (1,) * leading + tuple(bits.shape[1:-1]),
+        8 * bits.stride(0), 1, (0,) * leading + tuple(8 * step for step in bits.stride()[1:-1]),
+    )  # fmt: skip
