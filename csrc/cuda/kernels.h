@@ -20,9 +20,16 @@ struct LinearKernel {
   // Bytes of scratch, and the work itself: BITIMPL_OK or fail(...). scratch is aligned to 256 bytes.
   int64_t (*scratch)(const LinearTask& task, const Device& device);
   int (*run)(const LinearTask& task, const Device& device, Stream stream, void* scratch);
+  // Whether tests without a GPU cannot execute it: not chosen by itself before bitimpl_cuda_trust names it.
+  bool needs_proof = false;
 };
 
+extern const LinearKernel kGemv;   // gemv.cu
+extern const LinearKernel kFloat;  // float.cu
 extern const LinearKernel kAny;
+extern const LinearKernel kSmallBatch;
+extern const LinearKernel kGemm;
+extern const LinearKernel kWgmma;  // gemm_sm90a.cu
 
 // Prepares task.x from task.source (quantize.cu).
 int quantize(const LinearTask& task, Stream stream);

@@ -39,12 +39,16 @@ __host__ __device__ __forceinline__ bool has_whole_steps(const Weight& w) {
   return w.cols % kStep == 0 && w.segment % kStep == 0;
 }
 
-// 16 bytes, of which `valid` (at least 0) exist; the others are 0. Fast where they are all there and aligned.
+// 16 bytes, of which `valid` exist (none where it is less than 1); the others are 0. Fast where they are all there
+// and aligned; elsewhere in few registers.
 __device__ __forceinline__ uint4 load_codes(const uint8_t* from, int valid) {
   if (valid >= 16 && reinterpret_cast<uintptr_t>(from) % 16 == 0) return load_once(from);
-  uint32_t words[4] = {};
-  for (int i = 0; i < 16; ++i) {
-    if (i < valid) words[i / 4] |= static_cast<uint32_t>(from[i]) << 8 * (i % 4);
+  uint32_t words[4];
+#pragma unroll
+  for (int word = 0; word < 4; ++word) {
+    words[word] = 0;
+#pragma unroll 1
+    for (int i = least(valid - 4 * word, 4) - 1; i >= 0; --i) words[word] = words[word] << 8 | from[4 * word + i];
   }
   return {words[0], words[1], words[2], words[3]};
 }

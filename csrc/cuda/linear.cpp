@@ -3,20 +3,31 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <atomic>
+
 #include "../common/checks.h"
 #include "../include/impl_cuda.h"
 #include "kernels.h"
+#include "weight.h"
 
 namespace bitimpl {
 namespace cuda {
 namespace {
 
 // In the order of preference.
-const LinearKernel* const kKernels[] = {&kAny};
+const LinearKernel* const kKernels[] = {
+#ifdef BITIMPL_HAS_SM90A
+    &kWgmma,
+#endif
+    &kGemm, &kSmallBatch, &kGemv, &kFloat, &kAny};
 
 constexpr int64_t kAlignment = 256;
 
 thread_local const LinearKernel* selected = nullptr;
+
+// Kernels left out of the choice on each device: the bits of their places in kKernels.
+constexpr int kMostDevices = 64;
+std::atomic<uint64_t> avoided[kMostDevices] = {};
 
 // What served the thread's last operator call; put into words only when asked.
 struct Served {
@@ -27,28 +38,6 @@ struct Served {
 };
 thread_local Served served = {};
 thread_local char served_name[96] = "";
-
-Weight describe(const bitimpl_weight& w) {
-  Weight weight = {};
-  weight.codes = w.codes;
-  weight.scales = w.scales;
-  weight.format = w.format;
-  weight.components = w.components;
-  weight.scale_dtype = w.scale_dtype;
-  weight.per_byte = w.format == BITIMPL_BASE3 ? 5 : 4;
-  weight.rows = w.rows;
-  weight.cols = w.cols;
-  weight.groups = (w.rows + weight.per_byte - 1) / weight.per_byte;
-  weight.segment = segment_of(w);
-  weight.segments = static_cast<int32_t>((w.cols + weight.segment - 1) / weight.segment);
-  weight.segment_steps = static_cast<int32_t>((weight.segment + kStep - 1) / kStep);
-  const int64_t last = w.cols - (weight.segments - 1) * weight.segment;
-  weight.steps = (weight.segments - 1) * weight.segment_steps + static_cast<int32_t>((last + kStep - 1) / kStep);
-  weight.scale_component_stride = w.scale_component_stride;
-  weight.scale_row_stride = w.scale_row_stride;
-  weight.scale_group_stride = w.scale_group_stride;
-  return weight;
-}
 
 // The task of a call, without memory.
 LinearTask describe_call(const bitimpl_weight& weight, int64_t rows, int32_t activation) {
@@ -61,6 +50,9 @@ LinearTask describe_call(const bitimpl_weight& weight, int64_t rows, int32_t act
   return task;
 }
 
+// Kernels that need proof and have it: the bits of their places in kKernels.
+std::atomic<uint64_t> trusted = {};
+
 // Null after fail(...).
 const LinearKernel* choose(const LinearTask& task, const Device& device) {
   if (selected != nullptr) {
@@ -69,8 +61,12 @@ const LinearKernel* choose(const LinearTask& task, const Device& device) {
     fail(BITIMPL_UNSUPPORTED, "kernel %s was chosen, but %s: choose another, or none", selected->name, why);
     return nullptr;
   }
+  const uint64_t left_out = avoided[device.index].load(std::memory_order_relaxed);
+  uint64_t bit = 1;
   for (const LinearKernel* kernel : kKernels) {
-    if (kernel->prefers(task, device) && kernel->refuses(task, device) == nullptr) return kernel;
+    const bool out = (left_out & bit) != 0 || (kernel->needs_proof && (trusted.load() & bit) == 0);
+    bit <<= 1;
+    if (!out && kernel->refuses(task, device) == nullptr && kernel->prefers(task, device)) return kernel;
   }
   fail(BITIMPL_UNSUPPORTED, "no CUDA kernel takes %s weights with %s activations",
        name_of_format(task.weight.format), name_of_activation(task.source.activation));
@@ -193,6 +189,36 @@ int bitimpl_cuda_select_kernel(const char* name) {
   }
   selected = found;
   return BITIMPL_OK;
+}
+
+int bitimpl_cuda_avoid(const char* name, int32_t device) {
+  clear_error();
+  const Device* found = device_at(device);
+  if (found == nullptr) return BITIMPL_UNSUPPORTED;
+  uint64_t bit = 1;
+  for (const LinearKernel* kernel : kKernels) {
+    if (name != nullptr && strcmp(kernel->name, name) == 0) {
+      avoided[found->index].fetch_or(bit);
+      return BITIMPL_OK;
+    }
+    bit <<= 1;
+  }
+  return fail(BITIMPL_INVALID_ARGUMENT, "there is no CUDA kernel \"%s\": choose one of %s",
+              name == nullptr ? "" : name, bitimpl_cuda_kernels());
+}
+
+int bitimpl_cuda_trust(const char* name) {
+  clear_error();
+  uint64_t bit = 1;
+  for (const LinearKernel* kernel : kKernels) {
+    if (name != nullptr && strcmp(kernel->name, name) == 0) {
+      trusted.fetch_or(bit);
+      return BITIMPL_OK;
+    }
+    bit <<= 1;
+  }
+  return fail(BITIMPL_INVALID_ARGUMENT, "there is no CUDA kernel \"%s\": choose one of %s",
+              name == nullptr ? "" : name, bitimpl_cuda_kernels());
 }
 
 const char* bitimpl_cuda_last_kernel(void) {

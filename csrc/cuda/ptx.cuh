@@ -57,6 +57,15 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32
 #endif
 }
 
+// The same value, of which the compiler knows nothing: what follows from it is computed where it is written, not
+// ahead of a loop whose registers it would take.
+__device__ __forceinline__ int32_t opaque(int32_t value) {
+#ifndef BITIMPL_EMULATOR
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // round_half_even(x) for |x| < 2^31.
 __device__ __forceinline__ int32_t round_to_int(float x) {
 #ifdef BITIMPL_EMULATOR
@@ -137,6 +146,32 @@ __device__ __forceinline__ uint4 load_once(const void* from) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(from));
   return v;
+#endif
+}
+
+// Asks for the bytes around an address, which will be read soon, to come to the second cache.
+__device__ __forceinline__ void prefetch(const void* from) {
+#ifdef BITIMPL_EMULATOR
+  static_cast<void>(from);
+#else
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#endif
+}
+
+// 16 or 8 aligned bytes, in one instruction whatever else is stored around it.
+__device__ __forceinline__ void store_words(void* to, const uint4& v) {
+#ifdef BITIMPL_EMULATOR
+  memcpy(__builtin_assume_aligned(to, 16), &v, sizeof v);
+#else
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void store_words(void* to, const uint2& v) {
+#ifdef BITIMPL_EMULATOR
+  memcpy(__builtin_assume_aligned(to, 8), &v, sizeof v);
+#else
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory");
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "../common/error.h"
+#include "architectures.h"
 
 namespace bitimpl {
 namespace cuda {
@@ -46,6 +47,11 @@ int count_devices() {
   cudaRuntimeGetVersion(&built_with);
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess && driver == 0) {
+    fail(BITIMPL_UNSUPPORTED, "there is no NVIDIA driver: install one, or use the torch reference "
+         "(BITIMPL_BACKEND=torch)");
+    return -1;
+  }
   if (error == cudaErrorInsufficientDriver) {
     fail(BITIMPL_UNSUPPORTED,
          "the driver speaks CUDA %d.%d, this library was built with CUDA %d.%d: update the driver, or build "
@@ -79,6 +85,12 @@ const Device* device_at(int index) {
     fail(BITIMPL_UNSUPPORTED, "device %d is of architecture %d.%d, these kernels need %d.%d or newer: use the "
          "torch reference on it (BITIMPL_BACKEND=torch)", index, device.architecture / 10,
          device.architecture % 10, kLeastArchitecture / 10, kLeastArchitecture % 10);
+    return nullptr;
+  }
+  if (!has_code_for(architectures(), device.architecture)) {
+    fail(BITIMPL_UNSUPPORTED, "device %d is of architecture %d.%d, this library was built for %s: build it on "
+         "a machine with such a GPU, or for all of them (BITIMPL_CUDA=on)", index, device.architecture / 10,
+         device.architecture % 10, architectures());
     return nullptr;
   }
   k.asked[index] = true;

@@ -39,6 +39,7 @@ struct Tokens {
   int32_t planes;  // 2 (INT16: x ~ 256 q[0] + q[1]), else 1
   int64_t rows;
   int64_t row_bytes;  // 64 * steps
+  int32_t tile;       // 0; else so many rows lie together, step by step, as wgmma_layout.h says
   const int8_t* q[2];
   const float* scale;      // [rows], NaN where the row is not finite
   const int32_t* sums[2];  // of the plane's q, [rows, segments]

@@ -20,6 +20,8 @@ namespace {
 constexpr uint32_t kMostThreads = 1024;
 constexpr size_t kMostShared = 227 * 1024;  // what a block of sm_90 can have; sm_80: 163 KiB
 
+constexpr uint32_t kMostRank = 1u << 30;
+
 enum class State { kReady, kAtBarrier, kInWarp, kEnded };
 
 struct Copy {
@@ -44,6 +46,8 @@ struct Machine {
   std::vector<std::unique_ptr<Thread>> threads;  // of the block, kept for the next
   std::vector<uint32_t> ready;
   uint32_t count = 0;  // threads of the block
+  uint32_t hurry = 0;                        // draws by rank before a thread is chosen
+  uint32_t rank[kMostThreads / kWarp] = {};  // of each warp
   uint32_t ended = 0;
   uint32_t at_barrier = 0;
   uint32_t in_warp[kMostThreads / kWarp] = {};  // lanes of each warp that wait in an exchange
@@ -121,9 +125,23 @@ void run_thread(uint32_t index) {
   release_barrier();
 }
 
+// Which of the ready threads is next. In every other block warps have ranks, and of a few threads drawn the one of
+// the best rank goes first: there a warp can be far ahead of another wherever no barrier holds it.
+size_t choose() {
+  const uint32_t count = static_cast<uint32_t>(m.ready.size());
+  size_t chosen = draw(count);
+  for (uint32_t i = 0; i < m.hurry; ++i) {
+    const size_t other = draw(count);
+    if (m.rank[m.ready[other] / kWarp] < m.rank[m.ready[chosen] / kWarp]) chosen = other;
+  }
+  return chosen;
+}
+
 void run_block(uint3 block, dim3 threads, dim3 blocks) {
   for (uint64_t& word : m.shared) word = m.random();
   m.schedule = m.random() | 1;
+  m.hurry = draw(2) * 6;
+  for (uint32_t& rank : m.rank) rank = draw(kMostRank);
   m.ended = m.at_barrier = 0;
   memset(m.in_warp, 0, sizeof m.in_warp);
   m.ready.clear();
@@ -136,7 +154,7 @@ void run_block(uint3 block, dim3 threads, dim3 blocks) {
     make_ready(i);
   }
   while (!m.ready.empty() && m.fault[0] == '\0') {
-    const size_t chosen = draw(static_cast<uint32_t>(m.ready.size()));
+    const size_t chosen = choose();
     const uint32_t index = m.ready[chosen];
     m.ready[chosen] = m.ready.back();
     m.ready.pop_back();
@@ -183,6 +201,12 @@ void meet(Together together, void* mine) {
   self.together = together;
   self.mine = mine;
   leave(State::kInWarp);
+}
+
+void give_way() {
+  const uint3& at = here->thread;
+  const uint32_t thread = at.x + here->threads.x * (at.y + here->threads.y * at.z);
+  m.rank[thread / kWarp] = kMostRank + draw(kMostRank);  // behind all that have not done so
 }
 
 void copy_later(void* to, const void* from, int valid) { m.running->copies.push_back({to, from, valid}); }

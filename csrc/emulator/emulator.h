@@ -64,6 +64,9 @@ void barrier();
 using Together = void (*)(void* const* of_lane);
 void meet(Together together, void* mine);
 
+// What a warp says that finds what it waits for undone and will look again: others are to go first.
+void give_way();
+
 // A copy of 16 bytes, of which `valid` come from `from` and the rest are zero, that happens when it is
 // waited for.
 void copy_later(void* to, const void* from, int valid);

@@ -51,6 +51,12 @@ const char* bitimpl_cuda_kernels(void);
 /* Choose by name for this thread's calls; NULL or "": the library's own choice. A call the chosen kernel
  * cannot serve fails with BITIMPL_UNSUPPORTED. For tests and measurements. */
 int bitimpl_cuda_select_kernel(const char* name);
+/* Leave a kernel out of the library's own choice on a device, in the whole process and for good: one that
+ * a check has found wrong there. Chosen by name it still runs. */
+int bitimpl_cuda_avoid(const char* kernel, int32_t device);
+/* Let the library choose by itself, in the whole process and for good, a kernel that tests without a GPU cannot
+ * execute: "wgmma", once a GPU has run it against the reference. Chosen by name it runs without. */
+int bitimpl_cuda_trust(const char* kernel);
 /* What served this thread's last operator call, such as "ternary_linear/base3/int8/gemv/sm_90". */
 const char* bitimpl_cuda_last_kernel(void);
 
@@ -65,8 +71,8 @@ int bitimpl_cuda_linear(const bitimpl_linear_call* call, int32_t device, void* s
 /* ---- packing ------------------------------------------------------------------------------ */
 
 /* As bitimpl_pack, bitimpl_unpack and bitimpl_dequantize, except that codes beyond -1 .. 1 are not noticed
- * (that would have to wait for the device): they become the digit of their sign. out: float32, float16 or
- * bfloat16 elements. */
+ * (that would have to wait for the device): they become the digit of their sign; nor are bytes that no
+ * weight has, which unpack to anything. out: float32, float16 or bfloat16 elements. Every format. */
 int bitimpl_cuda_pack(int32_t format, int32_t components, int64_t rows, int64_t cols, int64_t group_size,
                       const int8_t* codes, uint8_t* out, int64_t out_bytes, int32_t device, void* stream);
 int bitimpl_cuda_unpack(const bitimpl_weight* weight, int8_t* codes, int32_t device, void* stream);
@@ -75,6 +81,60 @@ int bitimpl_cuda_dequantize(const bitimpl_weight* weight, int64_t row_begin, int
 
 /* q: int8 [x.rows, x.cols] contiguous; scale: float32 [x.rows]. */
 int bitimpl_cuda_quantize_int8(const bitimpl_matrix* x, int8_t* q, float* scale, int32_t device, void* stream);
+
+/* ---- training ----------------------------------------------------------------------------- */
+
+/* How a line of latent weights (the whole tensor, a row, or a scale group of a row) becomes ternary codes and
+ * a scale: code = sign(w) where |w| > threshold, else 0. Means are summed in float64, in an order that is the
+ * same on every device, and rounded once to float32.
+ *   absmean  scale = max(mean |w|, 1e-5), threshold = scale / 2 (b1.58: round(w / scale) to even, -1 .. 1)
+ *   absmax   scale = max |w|, threshold = scale / 2
+ *   twn      threshold = 0.7 mean |w|, scale = mean |w| of the weights beyond it, 0 where there are none
+ * A line with a NaN or infinity gets the codes 0 where |w| is not beyond the threshold, and a scale that is
+ * NaN or infinity too. */
+typedef enum bitimpl_ternary_rule {
+  BITIMPL_RULE_ABSMEAN = 0,
+  BITIMPL_RULE_ABSMAX = 1,
+  BITIMPL_RULE_TWN = 2
+} bitimpl_ternary_rule;
+
+/* Latent weights into packed codes and scales, in one go: what a training step does once, before the forward
+ * pass; its codes and scales then serve bitimpl_cuda_linear and bitimpl_cuda_input_grad until the weights
+ * change. */
+typedef struct bitimpl_cuda_latent_call {
+  bitimpl_matrix latent; /* [rows, cols], any bitimpl_dtype */
+  int32_t rule;          /* bitimpl_ternary_rule */
+  int32_t per_tensor;    /* 1: one scale for all, and group_size 0; 0: one for each row and scale group */
+  int32_t format;        /* TWO_BIT or BASE3, one component */
+  int32_t reserved;
+  int64_t group_size;
+  uint8_t* codes;        /* out: bitimpl_codes_bytes(...) bytes */
+  int64_t codes_bytes;
+  float* scales;         /* out: [1], or [rows, scale groups] */
+  uint8_t* mask;         /* out: the mask of the estimator "clip", bit 1 where |w| <= 1, packed as a BINARY
+                            weight [rows, cols]; null: none */
+  void* workspace;
+  int64_t workspace_bytes;
+} bitimpl_cuda_latent_call;
+
+/* Bytes of workspace, any alignment: 0 unless per_tensor, -1 where rows are not those of a weight. */
+int64_t bitimpl_cuda_quantize_weight_workspace(int64_t rows, int32_t per_tensor);
+int bitimpl_cuda_quantize_weight(const bitimpl_cuda_latent_call* call, int32_t device, void* stream);
+
+/* grad, in place: 0 where the mask of bitimpl_cuda_quantize_weight has the bit 0. */
+int bitimpl_cuda_apply_mask(const uint8_t* mask, const bitimpl_matrix* grad, int32_t device, void* stream);
+
+/* dx [M, K] = dy [M, N] times the decoded weight [N, K], the gradient of bitimpl_cuda_linear towards x, with
+ * int8 products that are exact. For each scale group g of columns, in float32 without fused multiply-add:
+ *     t = 0;  for each component c:
+ *       v[n] = dy[m, n] * scale(c, n, g);  amax = max(max |v|, 1e-36)
+ *       q[n] = round_half_even(v[n] * (127 / amax));  t = t + (amax / 127) * float(sum q[n] * code(c, n, k))
+ *     dx[m, k] = t rounded once to its type
+ * A row of dy with a NaN or infinity makes that row of dx NaN and no other. dy, dx: any bitimpl_dtype each;
+ * weights of TWO_BIT and BASE3 with up to 2^24 - 1 rows. Bytes of workspace, any alignment, or -1. */
+int64_t bitimpl_cuda_input_grad_workspace(const bitimpl_weight* weight, int64_t rows);
+int bitimpl_cuda_input_grad(const bitimpl_weight* weight, const bitimpl_matrix* dy, const bitimpl_matrix* dx,
+                            void* workspace, int64_t workspace_bytes, int32_t device, void* stream);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

@@ -45,4 +45,4 @@ def isa(request: pytest.FixtureRequest, library: Library) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def cuda(tmp_path_factory: pytest.TempPathFactory) -> CudaLibrary:
     """The CUDA kernels, built for the emulator."""
-    return cuda_library.load_emulated(cuda_library.build_emulated(tmp_path_factory.mktemp("emulated")))
+    return cuda_library.load_emulated(cuda_library.emulated_path(tmp_path_factory.getbasetemp()))

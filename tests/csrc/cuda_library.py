@@ -6,6 +6,7 @@ Device memory is host memory there, so the same buffers, guard bytes and referen
 from __future__ import annotations
 
 import ctypes
+import os
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,24 @@ def load_emulated(path: Path) -> CudaLibrary:
     c.bitimpl_cuda_linear_workspace.argtypes = [POINTER(Weight), c_int64, c_int32, c_int32]
     c.bitimpl_cuda_linear.restype = c_int
     c.bitimpl_cuda_linear.argtypes = [POINTER(LinearCall), c_int32, c_void_p]
+    c.bitimpl_cuda_quantize_int8.argtypes = [POINTER(Matrix), c_void_p, c_void_p, c_int32, c_void_p]
     c.bitimpl_emulate_device.restype = None
     c.bitimpl_emulate_order.argtypes = [c_uint64]
     c.bitimpl_emulate_order.restype = None
     library = CudaLibrary(path, _Calls(c))  # type: ignore[arg-type] - the calls that cases make
     object.__setattr__(library, "cuda", c)
     return library
+
+
+def emulated_path(directory: Path) -> Path:
+    """The library that BITIMPL_EMULATED_LIBRARY names; else built in ``directory``, once for whoever asks."""
+    named = os.environ.get("BITIMPL_EMULATED_LIBRARY")
+    if not named:
+        return build_emulated(directory / "cuda-emulated")
+    path = Path(named)
+    path = path / LIBRARY_NAME if path.is_dir() else path
+    assert path.is_file(), f"BITIMPL_EMULATED_LIBRARY={named}: no {LIBRARY_NAME} there"
+    return path
 
 
 def build_emulated(directory: Path, *options: str) -> Path:

@@ -1,0 +1,89 @@
+"""Each kernel for Hopper holds the instruction it is built around, and nothing of it lies in local memory.
+
+Of the library that BITIMPL_CUDA_LIBRARY_PATH names, where it does; else of the sources, compiled here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import machine_code
+import pytest
+from machine_code import Kernel
+
+#: What a kernel's products are made by: IDP dot products of four bytes, IMMA a warp's integer matrix product,
+#: IGMMA a warpgroup's, FFMA float32.
+PRODUCTS = {
+    "any_kernel": "IDP",
+    "gemv_kernel": "IDP",
+    "float_kernel": "FFMA",
+    "small_batch_kernel": "IMMA",
+    "gemm_kernel": "IMMA",
+    "wgmma_kernel": "IGMMA",
+    "input_grad_kernel": "IMMA",
+}
+#: IGMMA for each WARPGROUP.ARRIVE where the compiler has not put the products one behind the other, as it
+#: does (saying so as C7510 or its like) when registers of a product in flight are written.
+FEWEST_IN_A_GROUP = 4
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
+    compiler = machine_code.nvcc()
+    if compiler is None:
+        pytest.skip("no nvcc: install the CUDA toolkit to test the machine code of the kernels")
+    library = os.environ.get("BITIMPL_CUDA_LIBRARY_PATH")
+    if library:
+        files = [Path(library)]
+    else:
+        files = machine_code.compile_sources(compiler, tmp_path_factory.mktemp("machine_code"))
+    return [kernel for file in files for kernel in machine_code.disassemble(file)]
+
+
+def test_each_kernel_is_built_around_its_instruction(kernels: list[Kernel]) -> None:
+    missing = [
+        f"{kernel.symbol} without {PRODUCTS[kernel.name]}"
+        for kernel in kernels
+        if kernel.name in PRODUCTS and kernel.counts[PRODUCTS[kernel.name]] == 0
+    ]
+    assert missing == []
+    assert set(PRODUCTS) <= {kernel.name for kernel in kernels}
+
+
+def test_nothing_lies_in_local_memory(kernels: list[Kernel]) -> None:
+    local = [
+        f"{kernel.symbol}: {kernel.counts['LDL']} loads, {kernel.counts['STL']} stores"
+        for kernel in kernels
+        if kernel.counts["LDL"] + kernel.counts["STL"] > 0
+    ]
+    assert local == []
+
+
+def test_products_of_a_warpgroup_overlap(kernels: list[Kernel]) -> None:
+    groups = {
+        kernel.symbol: (kernel.counts["IGMMA"], kernel.opcodes.count("WARPGROUP.ARRIVE"))
+        for kernel in kernels
+        if kernel.counts["IGMMA"] > 0
+    }
+    assert len(groups) == 7  # two formats, 32 and 64 columns, one and two planes, but for base3's two of 64
+    one_by_one = {name: n for name, n in groups.items() if n[0] < FEWEST_IN_A_GROUP * n[1]}
+    assert one_by_one == {}
+
+
+def test_the_listing_is_read_as_it_is_written() -> None:
+    listing = """
+		Function : _ZN7bitimpl4cuda39_GLOBAL__N__fefb3da7_7_gemm_cu_c09cf64112wgmma_kernelILi2EEEvNS1_3JobE
+	.headerflags	@"EF_CUDA_TEXREF_UNIFIED"
+        /*0000*/                   LDC R1, c[0x0][0x28] ;    /* 0x00000a00ff017b82 */
+                                                             /* 0x000fe20000000800 */
+        /*0010*/              @!P2 STL.64 [R1+0x8], R4 ;     /* 0x0000000401007387 */
+        /*0020*/                   WARPGROUP.ARRIVE ;        /* 0x00000000000079c5 */
+		Function : _ZN7bitimpl4cuda12_GLOBAL__N_110any_kernelENS0_10LinearTaskE
+        /*0000*/              @UP0 IDP.4A.U8.S8 R1, R2, R3, R1 ;
+"""
+    first, second = machine_code.read(listing)
+    assert (first.name, second.name) == ("wgmma_kernel", "any_kernel")
+    assert first.opcodes == ("LDC", "STL.64", "WARPGROUP.ARRIVE")
+    assert first.counts["STL"] == 1
+    assert second.counts["IDP"] == 1
