@@ -79,6 +79,7 @@ from impl.packing import (
     unpack_ternary_base3,
 )
 from impl.quantizers import quantize_binary, quantize_k_ternary, quantize_ternary
+from impl.thresholds import fuse_thresholds
 
 __version__ = "0.1.0"
 
@@ -133,6 +134,7 @@ __all__ = [
     "estimate_memory_savings",
     "fuse_batch_norm",
     "fuse_batch_norms",
+    "fuse_thresholds",
     "greedy_ternary_decomposition",
     "multi_ternary_linear_python",
     "optim",

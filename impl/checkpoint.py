@@ -154,7 +154,7 @@ def is_pickled(path: str | os.PathLike[str]) -> bool:
 
 def _packed_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> list[_Packed]:
     """The packed weights in ``state``; ValueError naming the tensor where one is damaged or newer."""
-    found: dict[tuple[Header, int, int], _Packed] = {}
+    found: list[_Packed] = []
     for name, packing in state.items():
         prefix, _, leaf = name.rpartition(".")
         if leaf != "packing":
@@ -167,15 +167,12 @@ def _packed_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -
         codes, scales = state.get(f"{at}codes"), state.get(f"{at}scales")
         if codes is None or scales is None:
             continue  # a strict load names what is missing
-        key = header, id(codes), id(scales)
-        if key in found:  # under another name
-            continue
         try:
             check_packed(header, codes, scales)
         except ValueError as error:
             raise ValueError(f"{path}, {at}{error}") from error
-        found[key] = header, codes, scales
-    return list(found.values())
+        found.append((header, codes, scales))
+    return found
 
 
 def _aliases(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, str]:

@@ -146,7 +146,7 @@ def _convert(
         found.converted.append(name)
         if old is module:
             module = replacements[id(old)]
-    _replace_children(module, replacements)
+    replace_children(module, replacements)
     left = {name: why for name, why in found.skipped.items() if not why.startswith(_ASKED)}
     if report is None and left:
         listing = "; ".join(f"{name or 'the root module'}: {why}" for name, why in left.items())
@@ -289,7 +289,9 @@ def _build(olds: dict[str, nn.Module], kind: _Kind) -> dict[int, QuantizedLayer]
     return replacements
 
 
-def _replace_children(module: nn.Module, replacements: dict[int, QuantizedLayer]) -> None:
+def replace_children(module: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+    """Put new modules in the places of those in ``module`` that they replace, by the id of the old one:
+    under every name that it has."""
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):  # named_children() drops second names
             if id(child) in replacements:

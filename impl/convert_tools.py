@@ -12,9 +12,11 @@ import difflib
 import glob
 import os
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -30,6 +32,7 @@ from impl.layers.nbit import IntegerLayer
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 _STATE_KEY = "state_dict"
+_PACKAGE = __name__.split(".", maxsplit=1)[0]
 
 # ---- finding and replacing ------------------------------------------------------------------------
 
@@ -316,7 +319,17 @@ def _linears_in(
 def _warn_of_rest(left: Mapping[str, str]) -> None:
     if left:
         listing = "; ".join(f"{name}: {why}" for name, why in left.items())
-        warnings.warn(f"linear layers left unconverted: {listing}", UserWarning, stacklevel=3)
+        message = f"linear layers left unconverted: {listing}"
+        warnings.warn(message, UserWarning, stacklevel=_frames_of_this_package() + 1)
+
+
+def _frames_of_this_package() -> int:
+    """Frames between the caller and whoever called this package: its functions are wrapped by others."""
+    frame: FrameType | None = sys._getframe(1)
+    count = 0
+    while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == _PACKAGE:
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 def _quantised(

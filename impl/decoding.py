@@ -47,7 +47,7 @@ def dequantize_rows(weight: PackedWeight, begin: int, end: int) -> Tensor:
     """Float32 weights [end - begin, cols] of rows [begin, end), on the weight's device."""
     if end <= begin:
         return weight.scales.new_empty((0, weight.cols), dtype=torch.float32)
-    if native.uses_native(weight.codes.device):
+    if native.uses_native(weight.codes.device, "decode", weight.format):
         return native.dequantize(weight, begin, end)
     scales = weight.scales if weight.scales.shape[1] == 1 else weight.scales[:, begin:end]
     return Quantized(unpack_rows(weight, begin, end), scales, weight.group_size).dequantize()

@@ -39,7 +39,7 @@ class ConvGeometry:
     def __post_init__(self) -> None:
         for name in ("kernel", "stride", "padding", "dilation"):
             value = getattr(self, name)
-            if not isinstance(value, tuple):  # a geometry is looked up by its hash
+            if not isinstance(value, tuple):  # a list could change under whoever holds the geometry
                 raise TypeError(f"{name} must be a tuple, got {value!r}")
         dims = len(self.kernel)
         if dims not in (1, 2, 3):

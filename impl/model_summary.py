@@ -371,8 +371,9 @@ def _weight_bits(module: nn.Module) -> float | None:
 
 def _packed_buffers(module: nn.Module) -> list[Tensor]:
     """Codes, scales and header that a layer with a packed form holds now."""
-    names = {TwoForms: forms.PACKED, IntegerLayer: states.PACKED}
-    own = next((of for kind, of in names.items() if isinstance(module, kind)), ())
+    own: tuple[str, ...] = ()
+    if isinstance(module, TwoForms | IntegerLayer):
+        own = forms.PACKED if isinstance(module, TwoForms) else states.PACKED
     return [buffer for name, buffer in module.named_buffers(recurse=False) if name in own]
 
 

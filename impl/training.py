@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from impl.checks import check_choice
 from impl.layers.forms import TwoForms
+from impl.layers.int8_training import Int8Training
 from impl.layers.quantized import QuantizedLayer
 from impl.quantizers.sign import check_positive_number
 
@@ -327,6 +328,13 @@ def _set(layers: Iterable[QuantizedLayer], weights: float | None, activations: f
     for name, value in (("weights", weights), ("activations", activations)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"the strength of {name} must lie in 0 .. 1, got {value!r}")
+    layers = list(layers)
+    below = (weights is not None and weights < 1) or (activations is not None and activations < 1)
+    if below and any(isinstance(layer, Int8Training) and layer.int8_training for layer in layers):
+        raise ValueError(
+            f"layers with int8_training=True multiply whole codes and cannot blend float values in (weights="
+            f"{weights}, activations={activations}): set layer.int8_training = True once annealing has ended"
+        )
     for layer in layers:
         old = strength_of(layer)
         _assign(

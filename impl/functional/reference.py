@@ -12,7 +12,8 @@ from torch import Tensor
 
 from impl.checks import check_activations
 from impl.packing import PackedWeight
-from impl.quantizers import ACTIVATION_BITS, quantize_activations
+from impl.quantizers import quantize_activations
+from impl.quantizers.activations import check_activation_bits
 
 ROWS_AT_A_TIME = 1024
 """Output features decoded to float64 together: bounds the memory of large layers."""
@@ -66,11 +67,8 @@ def check_format(
             f"this operator takes weights of format {' or '.join(map(repr, formats))}, "
             f"got {weight.format!r}: call {other}_{operation}"
         )
-    if activation_bits is not None and activation_bits not in ACTIVATION_BITS:
-        raise ValueError(
-            f"activation_bits must be None or one of {', '.join(map(str, ACTIVATION_BITS))}, got "
-            f"{activation_bits!r}"
-        )
+    if activation_bits is not None:
+        check_activation_bits(activation_bits)
 
 
 def check_bias(bias: Tensor | None, weight: PackedWeight) -> None:

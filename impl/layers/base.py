@@ -122,28 +122,39 @@ class QuantizedLinear(QuantizedLayer):
         return x if bits is None else fake_quantize_activations(x, bits)
 
     def _forward_native(self, x: Tensor) -> Tensor | None:
-        """Eager calls without the dispatcher, or None where this call needs it: transforms, other
-        devices, the torch backend, or an input to complain about."""
+        """Eager calls without the dispatcher, or None where this call needs it: transforms, devices
+        without kernels, the torch backend, or an input to complain about."""
         buffers, bias = self._buffers, self._parameters["bias"]
         codes, scales = buffers["codes"], buffers["scales"]
         assert codes is not None
         assert scales is not None
-        if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.serves_cpu()):
+        if not is_plain(x):
+            return None
+        if x.is_cpu:
+            if not (codes.is_cpu and native.serves_cpu()):
+                return None
+        elif not (x.is_cuda and codes.is_cuda and self._cuda_serves(x, codes)):
             return None
         if x.dtype not in native.DTYPES or x.dim() == 0 or x.shape[-1] != self.in_features:
             return None
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu" if x.is_cpu else "cuda"):
             x = autocast(x)
-        prepared: native.PreparedLinear | None = self._prepared
+        prepared: native.DescribedLinear | None = self._prepared
         if prepared is None or not prepared.matches(codes, scales, bias):
-            native.prefer_huge_pages(codes)
-            prepared = native.PreparedLinear(self.packed_weight, bias, self.activation_bits)
-            self.__dict__["_prepared"] = prepared  # past nn.Module.__setattr__, which takes 1 us
+            if codes.is_cpu:
+                native.prefer_huge_pages(codes)
+            prepared = native.prepare_linear(self.packed_weight, bias, self.activation_bits)
+            self.__dict__["_prepared"] = prepared  # past nn.Module.__setattr__, which is slow
         self.__dict__["_served"] = prepared
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             y: Tensor = ops.PreparedFunction.apply(x, bias, prepared)
             return y
         return prepared(x)
+
+    def _cuda_serves(self, x: Tensor, codes: Tensor) -> bool:
+        index = codes.get_device()
+        operation = native.linear_operation(self.activation_bits)
+        return x.get_device() == index and native.serves_cuda(index, operation, self.format)
 
     def _forward_operator(self, x: Tensor) -> Tensor:
         assert self.codes is not None

@@ -40,7 +40,7 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-def refuse_derivatives(x: Tensor) -> None:
+def refuse_derivatives(x: Tensor, layers: str = "packed layers", remedy: str = "unpack() the layer") -> None:
     """RuntimeError where a derivative other than ``backward()``'s is asked for: torch would take
     the operator's forward derivative for zero, in silence, and refuse torch.func.grad obscurely."""
     if torch.compiler.is_compiling() or not isinstance(x, Tensor):
@@ -50,6 +50,6 @@ def refuse_derivatives(x: Tensor) -> None:
         forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
     ):
         raise RuntimeError(
-            "packed layers have gradients through backward() only, not through torch.func.grad, jvp or "
-            "forward-mode autograd: unpack() the layer to differentiate it that way"
+            f"{layers} have gradients through backward() only, not through torch.func.grad, jvp or "
+            f"forward-mode autograd: {remedy} to differentiate it that way"
         )

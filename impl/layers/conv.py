@@ -223,21 +223,12 @@ class QuantizedConv(ConvAttributes, QuantizedLayer):
         if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.serves_cpu()):
             return None
         x = autocast(x)
-        bits = self.activation_bits
+        prepared: native.PreparedConv | None = self._prepared
+        if prepared is None or not prepared.matches(codes, scales, bias):
+            prepared = native.PreparedConv(self.packed_weight, self.geometry, bias, self.activation_bits)
+            self.__dict__["_prepared"] = prepared  # past nn.Module.__setattr__, which is slow
         learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-        if learns or bits is None:
-            weight, geometry = self.packed_weight, self.geometry
-            y: Tensor = (
-                ops.ConvFunction.apply(x, bias, weight, geometry, bits)
-                if learns
-                else native.conv(x, weight, geometry, bias, bits)
-            )
-        else:
-            prepared: native.PreparedConv | None = self._prepared
-            if prepared is None or not prepared.matches(codes, scales, bias):
-                prepared = native.PreparedConv(self.packed_weight, self.geometry, bias, bits)
-                self.__dict__["_prepared"] = prepared  # past nn.Module.__setattr__, which takes 1 us
-            y = prepared(x)
+        y: Tensor = ops.ConvFunction.apply(x, bias, prepared) if learns else prepared(x)
         self._serve(native.last_kernel())
         return y
 

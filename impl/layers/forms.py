@@ -43,7 +43,7 @@ class TwoForms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._prepared: Any = None  # what calls keep between them; says nothing that the buffers do not
-        self._served: native.PreparedLinear | str = ""
+        self._served: native.DescribedLinear | str = ""
 
     def _register_packed_buffers(self) -> None:
         for name in PACKED:
@@ -98,8 +98,8 @@ class TwoForms(nn.Module):
         theirs = other.packed_weight
         if other._header(1) != self._header(1):  # whatever shares a scale
             raise ValueError(f"the packed weight of {other} does not fit {self}")
-        assert other.packing is not None
-        self._become_packed(theirs.codes, theirs.scales, other.packing)
+        self._become_packed(theirs.codes, theirs.scales)
+        self.packing = other.packing
         return self
 
     def _header(self, scale_rows: int) -> Header:
@@ -116,11 +116,12 @@ class TwoForms(nn.Module):
             )
         return self.weight
 
-    def _become_packed(self, codes: Tensor, scales: Tensor, packing: Tensor) -> None:
+    def _become_packed(self, codes: Tensor, scales: Tensor) -> None:
         if self.weight is not None:
             self._weight_dtype, self._weight_requires_grad = self.weight.dtype, self.weight.requires_grad
         self.weight = None
-        self.codes, self.scales, self.packing = codes, scales, packing
+        self.codes, self.scales = codes, scales
+        self.packing = self._header(scales.shape[1]).to_tensor().to(codes.device)
         self.scale_dtype = scales.dtype
         self._prepared = None
 
@@ -206,7 +207,7 @@ def _adopt_form(layer: TwoForms, state: Mapping[str, Any], prefix: str) -> None:
         current = layer.scales
         if current is None or current.shape != scales.shape or current.dtype != scales.dtype:
             codes = torch.empty(header.codes_bytes, dtype=torch.uint8, device=device)
-            layer._become_packed(codes, scales, header.to_tensor().to(device))
+            layer._become_packed(codes, scales)
     elif prefix + "weight" in state and layer.is_packed:
         weight = state[prefix + "weight"]
         shape = layer.weight_shape

@@ -125,7 +125,6 @@ class LowBitWeight(TwoForms, ABC):
             self._become_packed(
                 torch.empty(header.codes_bytes, dtype=torch.uint8, device="meta"),
                 torch.empty(header.scales_shape, dtype=self.scale_dtype, device="meta"),
-                header.to_tensor().to("meta"),
             )
             return self
         with torch.no_grad():
@@ -176,5 +175,4 @@ class LowBitWeight(TwoForms, ABC):
             pack_codes(codes, self.format, self.group_size),
             scales.contiguous(),
         )
-        header = self._header(scales.shape[1])
-        self._become_packed(packed.codes, packed.scales, header.to_tensor().to(codes.device))
+        self._become_packed(packed.codes, packed.scales)

@@ -20,8 +20,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
-
 from impl.native.library import NativeError, available, why_not
 from impl.packing import PackedWeight
 
@@ -57,25 +55,13 @@ def current_backend() -> str:
     return _chosen.get() or _default_backend()
 
 
-def uses_native(device: torch.device) -> bool:
-    """Whether native kernels serve tensors on ``device`` under the current backend.
-
-    Raises NativeError where they were asked for explicitly (``native``, or a library path that
-    leads nowhere) and cannot. Under ``auto`` the reason is warned of once.
-    """
-    if device.type == "cpu":
-        return serves_cpu()
-    choice = current_backend()
-    reason = f"there are no native kernels for {device.type} tensors"
-    if choice == "native":
-        raise NativeError(f"backend 'native' was asked for, but {reason}")
-    if choice == "auto":
-        _warn_of_reference(reason)
-    return False
+def choice_made() -> str | None:
+    """The choice of :func:`backend` in force here, or None: then the environment's holds."""
+    return _chosen.get()
 
 
 def serves_cpu() -> bool:
-    """:func:`uses_native` of the CPU, for callers that count nanoseconds."""
+    """:func:`impl.native.uses_native` of the CPU, for callers that count nanoseconds."""
     return _serves_cpu(_chosen.get())
 
 
@@ -92,11 +78,12 @@ def _serves_cpu(chosen: str | None) -> bool:
         raise NativeError(f"backend 'native' was asked for, but {reason}")
     if os.environ.get("BITIMPL_LIBRARY_PATH"):
         raise NativeError(reason)
-    _warn_of_reference(reason)
+    warn_of_reference(reason)
     return False
 
 
-def _warn_of_reference(reason: str) -> None:
+def warn_of_reference(reason: str) -> None:
+    """Say once that the torch reference serves, and why."""
     if reason in _warned:
         return
     _warned.add(reason)
@@ -125,8 +112,13 @@ def kernel_name(
     weight: PackedWeight, activation_bits: int | None, served_by: str, operation: str = "linear"
 ) -> str:
     """``<operator>/<format>/<activation>/<served_by>``."""
-    activation = {None: "float", 1: "sign", 2: "ternary"}.get(activation_bits, f"int{activation_bits}")
+    activation = activation_name(activation_bits)
     return f"{operator_of(weight.format, operation)}/{weight.format}/{activation}/{served_by}"
+
+
+def activation_name(activation_bits: int | None) -> str:
+    """What kernel names call activations of this width: ``float``, ``sign``, ``ternary``, ``int8``, ..."""
+    return {None: "float", 1: "sign", 2: "ternary"}.get(activation_bits, f"int{activation_bits}")
 
 
 def operator_of(format: str, operation: str = "linear") -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +35,9 @@ FLOAT_ROWS = {"avx512": 128, "avx2": 12, "neon_i8mm": 12, "neon": 12, "portable"
 _KEPT_WORKSPACE = 1 << 20
 
 
-# bitimpl_linear_call, its two matrices written out. One structure filled in one go costs half of what
-# ctypes takes to convert as many arguments.
-_CALL = struct.Struct("@PPiiqqqPiiqqqPiiPq")
+# bitimpl_linear_call, its two matrices written out: one structure filled in one go takes less time than
+# ctypes does to convert as many arguments.
+LINEAR_CALL = struct.Struct("@PPiiqqqPiiqqqPiiPq")
 
 
 class _Frame:
@@ -45,7 +47,7 @@ class _Frame:
     __slots__ = ("call", "pointer", "workspace", "workspace_bytes", "workspace_pointer")
 
     def __init__(self) -> None:
-        self.call = ctypes.create_string_buffer(_CALL.size)
+        self.call = ctypes.create_string_buffer(LINEAR_CALL.size)
         self.pointer = ctypes.addressof(self.call)
         self.reserve(0)
 
@@ -90,40 +92,32 @@ def most_float_rows(components: int, generation: int) -> int:  # noqa: ARG001 - 
     return max(1, FLOAT_ROWS[native_library.isa()] // components)
 
 
-class PreparedLinear:
-    """One packed weight and bias, described to the library once and called many times.
+class Described:
+    """One packed weight and bias as the C interface takes them, on any device.
 
     Holds the tensors it describes; :meth:`matches` says whether they are still the current ones.
-    Safe to call from several threads.
+
+    Raises ValueError for tensors the kernels cannot read.
     """
 
     __slots__ = (
-        "_activation",
         "_bias_dtype",
         "_bias_pointer",
-        "_call",
         "_codes_pointer",
         "_descriptor",
-        "_float_bias",
-        "_library",
         "_scales_pointer",
-        "_served",
         "_weight_pointer",
-        "_workspace",
         "activation_bits",
         "bias",
         "weight",
     )
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None, activation_bits: int | None) -> None:
-        self._library = native_library.require()
         self.weight, self.bias, self.activation_bits = weight, bias, activation_bits
         self._descriptor = describe(weight)
         self._weight_pointer = ctypes.addressof(self._descriptor)
         self._codes_pointer = weight.codes.data_ptr()
         self._scales_pointer = weight.scales.data_ptr()
-        self._call = self._library.function("linear")
-        self._activation = activation_bits or 0
         self._bias_pointer = 0
         self._bias_dtype = 0
         if bias is not None:
@@ -132,15 +126,13 @@ class PreparedLinear:
                     f"bias must be a contiguous float32, float16 or bfloat16 tensor [{weight.rows}], "
                     f"not {bias.dtype} {list(bias.shape)}"
                 )
+            if bias.device != weight.codes.device:
+                raise ValueError(
+                    f"the bias is on {bias.device}, the packed weight on {weight.codes.device}: move one "
+                    "with .to()"
+                )
             self._bias_pointer = bias.data_ptr()
             self._bias_dtype = DTYPES[bias.dtype]
-        self._workspace = (-1, -1, -1, 0)  # rows, instruction set generation, threads, bytes
-        self._served: tuple[int, int, str] = (-1, -1, "")  # rows, generation, name of the kernel
-
-    @property
-    def kernel(self) -> str:
-        """Name of the kernel that served the last call; "" before the first."""
-        return self._served[2]
 
     def matches(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> bool:
         """Whether these are the tensors, at the addresses, that were described."""
@@ -152,6 +144,54 @@ class PreparedLinear:
             and scales.data_ptr() == self._scales_pointer
             and (bias is None or bias.data_ptr() == self._bias_pointer)
         )
+
+
+class DescribedLinear(Described, ABC):
+    """What :class:`PreparedLinear` and its like for other devices share."""
+
+    __slots__ = ("_activation", "_served")
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None, activation_bits: int | None) -> None:
+        super().__init__(weight, bias, activation_bits)
+        self._activation = activation_bits or 0
+        # Of an earlier call: its rows, what else the choice of the kernel hung on, the kernel's name.
+        self._served: tuple[int, Any, str] = (-1, -1, "")
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel that served the last call; "" before the first."""
+        return self._served[2]
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """y [..., rows] of x [..., cols], in the dtype of x. No autograd."""
+
+    @abstractmethod
+    def dequantize_into(self, out: Tensor, begin: int, end: int) -> None:
+        """Write the weights of rows [begin, end) to float32 ``out`` [end - begin, cols], contiguous."""
+
+
+def dequantize_on_cpu(described: Described, out: Tensor, begin: int, end: int) -> None:
+    """Write the weights of rows [begin, end) to float32 ``out`` [end - begin, cols], contiguous."""
+    library = native_library.require()
+    cols = described.weight.cols
+    if library.dequantize(described._weight_pointer, begin, end, out.data_ptr(), cols) != 0:
+        raise library.failed("dequantize")
+
+
+class PreparedLinear(DescribedLinear):
+    """One packed weight and bias on the CPU, described to the library once and called many times.
+
+    Safe to call from several threads.
+    """
+
+    __slots__ = ("_call", "_library", "_workspace")
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None, activation_bits: int | None) -> None:
+        self._library = native_library.require()
+        super().__init__(weight, bias, activation_bits)
+        self._call = self._library.function("linear")
+        self._workspace = (-1, -1, -1, 0)  # rows, instruction set generation, threads, bytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """y [..., rows] of x [..., cols], in the dtype of x. No autograd.
@@ -165,7 +205,7 @@ class PreparedLinear:
         generation = native_library.isa_generation
         if self.activation_bits is None and rows > most_float_rows(weight.components, generation):
             return self._by_tiles(x)
-        # Sizes of a short list of numbers cost half of what a slice of x.shape costs.
+        # A short list of numbers is quicker to make than a slice of x.shape.
         y = x.new_empty((rows, weight.rows) if x.dim() == 2 else (*x.shape[:-1], weight.rows))
         if rows == 0:
             return y
@@ -190,7 +230,7 @@ class PreparedLinear:
         if frame.workspace_bytes < size:
             frame.reserve(size)
         dtype = DTYPES[x.dtype]
-        _CALL.pack_into(
+        LINEAR_CALL.pack_into(
             frame.call, 0, self._weight_pointer,
             x.data_ptr(), dtype, 0, rows, cols, row_stride,
             y.data_ptr(), dtype, 0, rows, weight.rows, weight.rows,
@@ -221,7 +261,7 @@ class PreparedLinear:
         with torch.no_grad():
             for begin, end in tiles:
                 part = buffer[: end - begin]
-                self._dequantize_into(part, begin, end)
+                self.dequantize_into(part, begin, end)
                 torch.mm(flat, part.t(), out=y[:, begin:end])
             if self.bias is not None:
                 y += self.bias
@@ -230,25 +270,6 @@ class PreparedLinear:
         record_kernel(kernel)
         return y.to(x.dtype).view(*x.shape[:-1], weight.rows)
 
-    def _dequantize_into(self, out: Tensor, begin: int, end: int) -> None:
-        status = self._library.dequantize(self._weight_pointer, begin, end, out.data_ptr(), self.weight.cols)
-        if status != 0:
-            raise self._library.failed("dequantize")
-
-
-def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation_bits: int | None) -> Tensor:
-    """y [..., rows] of x [..., cols] by the native kernels, in the dtype of x. No autograd.
-
-    Raises NativeError where there is no library or it refuses, ValueError for tensors it cannot
-    read. Layers keep a :class:`PreparedLinear` instead.
-    """
-    return PreparedLinear(weight, bias, activation_bits)(x)
-
-
-def dequantize(weight: PackedWeight, begin: int, end: int) -> Tensor:
-    """Float32 weights [end - begin, cols] of rows [begin, end) by the native kernels."""
-    prepared = PreparedLinear(weight, None, None)
-    out = weight.scales.new_empty((end - begin, weight.cols), dtype=torch.float32)
-    if end > begin:
-        prepared._dequantize_into(out, begin, end)
-    return out
+    def dequantize_into(self, out: Tensor, begin: int, end: int) -> None:
+        """Write the weights of rows [begin, end) to float32 ``out`` [end - begin, cols], contiguous."""
+        dequantize_on_cpu(self, out, begin, end)

@@ -16,7 +16,7 @@ from impl.convolution import convolve, pad
 from impl.geometry import ConvGeometry, from_matrix
 from impl.native import library as native_library
 from impl.native.backends import kernel_name, operator_of, record_kernel
-from impl.native.calls import DTYPES, PreparedLinear, describe
+from impl.native.calls import DTYPES, Described, dequantize_on_cpu
 from impl.packing import PackedWeight
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -37,12 +37,9 @@ def conv(
     channels-last where :func:`memory_format_of` says so.
 
     Raises NativeError where there is no library or it refuses, ValueError for tensors it cannot read.
+    Layers keep a :class:`PreparedConv` instead.
     """
-    if activation_bits is not None:
-        return PreparedConv(weight, geometry, bias, activation_bits)(x)
-    _check_bias(bias, weight)
-    _check_input(x, weight, geometry)
-    return _float_conv(x, weight, geometry, bias)
+    return PreparedConv(weight, geometry, bias, activation_bits)(x)
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -75,16 +72,6 @@ def _check_input(x: Tensor, weight: PackedWeight, geometry: ConvGeometry) -> Non
     if weight.group_size is not None and weight.group_size < weight.cols:
         raise ValueError(
             f"group_size is {weight.group_size}: convolutions take one scale a row or tensor, use None"
-        )
-
-
-def _check_bias(bias: Tensor | None, weight: PackedWeight) -> None:
-    if bias is not None and (
-        bias.dtype not in DTYPES or bias.shape != (weight.rows,) or not bias.is_contiguous()
-    ):
-        raise ValueError(
-            f"bias must be a contiguous float32, float16 or bfloat16 tensor [{weight.rows}], "
-            f"not {bias.dtype} {list(bias.shape)}"
         )
 
 
@@ -126,20 +113,19 @@ def describe_geometry(geometry: ConvGeometry) -> native_library.Conv:
     )
 
 
-# Where an image begins that differs from one call to the next of the same sizes: address and dtype.
-_HEAD = struct.Struct("@Pii")
+# Where an image begins: its address, all that differs from one call to the next of the same sizes.
+_HEAD = struct.Struct("@P")
 
 
 class _Call:
     """What all calls with inputs of one shape, layout and dtype share."""
 
-    __slots__ = ("dtype", "kernel", "result_tail", "shape", "stride", "tail", "workspace_bytes")
+    __slots__ = ("kernel", "result_tail", "shape", "stride", "tail", "workspace_bytes")
 
     def __init__(self, x: Tensor, prepared: PreparedConv) -> None:
         _check_input(x, prepared.weight, prepared.geometry)
         y = _empty_result(x, prepared.weight, prepared.geometry, x.dtype, "meta")
         self.shape, self.stride = y.shape, y.stride()
-        self.dtype = DTYPES[x.dtype]
         image = describe_image(x)
         self.tail = bytes(image)[_HEAD.size :]
         self.result_tail = bytes(describe_image(y))[_HEAD.size :]
@@ -147,56 +133,29 @@ class _Call:
         self.kernel = ""  # known after the first call
 
 
-class PreparedConv:
-    """One packed weight with its geometry and bias, described to the library once and called many times.
+class PreparedConv(Described):
+    """A packed weight with its geometry and bias, described once and called many times.
 
-    ``activation_bits``: 1, 2, 8 or 16. Holds the tensors it describes; :meth:`matches` says whether they
-    are still the current ones. Safe to call from several threads.
-
-    Raises NativeError where there is no library, ValueError for tensors it cannot read.
+    ``activation_bits``: None (float activations), 1, 2, 8 or 16. Safe to call from several threads.
     """
 
-    __slots__ = (
-        "_bias_dtype",
-        "_bias_pointer",
-        "_descriptors",
-        "_function",
-        "_known",
-        "_library",
-        "_operator",
-        "_pointers",
-        "activation_bits",
-        "bias",
-        "geometry",
-        "weight",
-    )
+    __slots__ = ("_function", "_geometry", "_known", "_library", "_operator", "_pointers", "geometry")
 
     def __init__(
-        self, weight: PackedWeight, geometry: ConvGeometry, bias: Tensor | None, activation_bits: int
+        self,
+        weight: PackedWeight,
+        geometry: ConvGeometry,
+        bias: Tensor | None,
+        activation_bits: int | None,
     ) -> None:
-        _check_bias(bias, weight)
         self._library = native_library.require()
-        self.weight, self.geometry, self.bias = weight, geometry, bias
-        self.activation_bits = activation_bits
+        super().__init__(weight, bias, activation_bits)
+        self.geometry = geometry
         self._operator = operator_of(weight.format, "conv")
         self._function = self._library.function(self._operator)
-        self._descriptors = describe(weight), describe_geometry(geometry)
-        self._pointers = tuple(ctypes.addressof(part) for part in self._descriptors)
-        self._bias_pointer = None if bias is None else bias.data_ptr()
-        self._bias_dtype = 0 if bias is None else DTYPES[bias.dtype]
+        self._geometry = describe_geometry(geometry)
+        self._pointers = self._weight_pointer, ctypes.addressof(self._geometry)
         self._known: tuple[Any, _Call] | None = None
-
-    def matches(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> bool:
-        """Whether these are the tensors, at the addresses, that were described."""
-        weight = self._descriptors[0]
-        return (
-            codes is self.weight.codes
-            and scales is self.weight.scales
-            and bias is self.bias
-            and codes.data_ptr() == weight.codes
-            and scales.data_ptr() == weight.scales
-            and (bias is None or bias.data_ptr() == self._bias_pointer)
-        )
 
     def workspace_bytes(self, image: native_library.Image) -> int:
         """Bytes of workspace that a call on such an input takes."""
@@ -209,6 +168,8 @@ class PreparedConv:
 
     def __call__(self, x: Tensor) -> Tensor:
         """As :func:`conv`."""
+        if self.activation_bits is None:
+            return self._by_tiles(x)
         key = (x.shape, x.stride(), x.dtype, native_library.isa_generation, torch.get_num_threads())
         if self._known is not None and self._known[0] == key:
             call = self._known[1]
@@ -218,8 +179,8 @@ class PreparedConv:
         y = torch.empty_strided(call.shape, call.stride, dtype=x.dtype, device="cpu")
         workspace = torch.empty(call.workspace_bytes, dtype=torch.uint8, device="cpu")
         status = self._function(
-            *self._pointers, _HEAD.pack(x.data_ptr(), call.dtype, 0) + call.tail, self.activation_bits,
-            self._bias_pointer, self._bias_dtype, _HEAD.pack(y.data_ptr(), call.dtype, 0) + call.result_tail,
+            *self._pointers, _HEAD.pack(x.data_ptr()) + call.tail, self.activation_bits,
+            self._bias_pointer, self._bias_dtype, _HEAD.pack(y.data_ptr()) + call.result_tail,
             workspace.data_ptr(), call.workspace_bytes,
         )  # fmt: skip
         if status != 0:
@@ -229,8 +190,26 @@ class PreparedConv:
         record_kernel(call.kernel)
         return y
 
-
-# ---- float activations ----------------------------------------------------------------------
+    def _by_tiles(self, x: Tensor) -> Tensor:
+        """Float activations: decode a tile of the weight, convolve in float32, go on to the next."""
+        weight, geometry, bias = self.weight, self.geometry, self.bias
+        _check_input(x, weight, geometry)
+        y = _empty_result(x, weight, geometry, torch.float32)
+        padded = pad(x.to(torch.float32), geometry)
+        channels = x.shape[1] // geometry.groups
+        with torch.no_grad():
+            for first, last, begin, end in _group_tiles(weight, geometry.groups):
+                decoded = padded.new_empty((end - begin, weight.cols))
+                dequantize_on_cpu(self, decoded, begin, end)
+                part = None if bias is None else bias[begin:end].to(torch.float32)
+                y[:, begin:end] = convolve(
+                    padded[:, first * channels : last * channels],
+                    from_matrix(decoded, geometry),
+                    replace(geometry, groups=last - first),
+                    part,
+                )
+        record_kernel(kernel_name(weight, None, f"decode+conv/{native_library.isa()}", "conv"))
+        return y.to(x.dtype)
 
 
 def _group_tiles(weight: PackedWeight, groups: int) -> Iterator[tuple[int, int, int, int]]:
@@ -246,23 +225,3 @@ def _group_tiles(weight: PackedWeight, groups: int) -> Iterator[tuple[int, int, 
     for group in range(0, groups, step):
         end = min(group + step, groups)
         yield group, end, group * rows, end * rows
-
-
-def _float_conv(x: Tensor, weight: PackedWeight, geometry: ConvGeometry, bias: Tensor | None) -> Tensor:
-    """Float activations: decode a tile of the weight, convolve in float32, go on to the next."""
-    decoder = PreparedLinear(weight, None, None)
-    y = _empty_result(x, weight, geometry, torch.float32)
-    padded = pad(x.to(torch.float32), geometry)
-    channels = x.shape[1] // geometry.groups
-    for first, last, begin, end in _group_tiles(weight, geometry.groups):
-        decoded = padded.new_empty((end - begin, weight.cols))
-        decoder._dequantize_into(decoded, begin, end)
-        part = None if bias is None else bias[begin:end].to(torch.float32)
-        y[:, begin:end] = convolve(
-            padded[:, first * channels : last * channels],
-            from_matrix(decoded, geometry),
-            replace(geometry, groups=last - first),
-            part,
-        )
-    record_kernel(kernel_name(weight, None, f"decode+conv/{native_library.isa()}", "conv"))
-    return y.to(x.dtype)

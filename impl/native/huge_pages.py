@@ -1,7 +1,7 @@
 """Huge pages for weights that are read from memory.
 
-Packed weights are read once a call, front to back: with pages of 4 KiB a good part of the time from
-memory goes into address translation. Linux backs memory by huge pages where a program asks for them.
+Packed weights are read once a call, front to back: with small pages time from memory goes into address
+translation. Linux backs memory by huge pages where a program asks for them.
 """
 
 from __future__ import annotations

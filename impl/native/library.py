@@ -11,13 +11,14 @@ import contextlib
 import ctypes
 import functools
 import os
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch  # noqa: F401 - loads libgomp first: the library must share torch's thread pool
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 LIBRARY_NAME = "libbitimpl_cpu.so"
 
 
@@ -61,6 +62,47 @@ class Image(ctypes.Structure):
     )
 
 
+class Matrix(ctypes.Structure):
+    """``bitimpl_matrix``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+    )
+
+
+class LinearCall(ctypes.Structure):
+    """``bitimpl_linear_call``."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("x", Matrix),
+        ("y", Matrix),
+        ("bias", ctypes.c_void_p),
+        ("bias_dtype", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
+    )
+
+
+class SignsData(ctypes.Structure):
+    """``bitimpl_signs``."""
+
+    _fields_ = (
+        ("x_scale", ctypes.c_void_p),
+        ("lower", ctypes.c_void_p),
+        ("upper", ctypes.c_void_p),
+        ("least", ctypes.c_void_p),
+        ("most", ctypes.c_void_p),
+        ("y_scale", ctypes.c_void_p),
+    )
+
+
 class Conv(ctypes.Structure):
     """``bitimpl_conv``."""
 
@@ -91,6 +133,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "multiply_accumulate": (ctypes.c_int64, (ctypes.c_int32, ctypes.c_int64)),
     "linear": (ctypes.c_int, (ctypes.c_void_p,)),
+    "linear_signs": (ctypes.c_int, (ctypes.c_void_p, ctypes.c_void_p)),
     "linear_workspace": (ctypes.c_int64, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32)),
     "conv_workspace": (
         ctypes.c_int64,
@@ -110,10 +153,17 @@ _CONV_ARGUMENTS = (
 )
 for _operator in ("binary_conv", "ternary_conv"):
     _SIGNATURES[_operator] = (ctypes.c_int, _CONV_ARGUMENTS)
+# The same with what goes with signs behind y.
+_SIGNATURES["conv_signs"] = (ctypes.c_int, (*_CONV_ARGUMENTS[:7], ctypes.c_void_p, *_CONV_ARGUMENTS[7:]))
 
 
-class Library:
-    """The loaded library; :meth:`function` gives an entry point, ``bitimpl_`` left off."""
+class SharedLibrary:
+    """A loaded library of ours; :meth:`function` gives an entry point, ``bitimpl_`` left off."""
+
+    signatures: ClassVar[dict[str, tuple[Any, tuple[Any, ...]]]]
+    """Result type and argument types of the entry points."""
+    abi: ClassVar[tuple[str, int]]
+    """The entry point that tells the version of the interface, and the one this package speaks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,27 +171,29 @@ class Library:
             self.handle = ctypes.CDLL(str(path))
         except OSError as error:
             raise NativeError(f"{path} cannot be loaded: {error}") from error
-        try:
-            found = self.function("abi_version")()
-        except AttributeError as error:
-            raise NativeError(f"{path} is not a bitimpl library: {error}") from error
-        if found != ABI_VERSION:
+        entry, version = self.abi
+        found = self.function(entry)()
+        if found != version:
             raise NativeError(
-                f"{path} has ABI version {found}, this package needs {ABI_VERSION}: "
+                f"{path} has ABI version {found}, this package needs {version}: "
                 "rebuild it with `pip install .` or `cmake --build`"
             )
-        # On the way of every call, hence attributes.
         self.last_error = self.function("last_error")
-        self.last_kernel = self.function("last_kernel")
-        self.dequantize = self.function("dequantize")
-        self.linear_workspace = self.function("linear_workspace")
-        self.conv_workspace = self.function("conv_workspace")
 
     @functools.cache  # noqa: B019 - one library lives as long as the process
     def function(self, name: str) -> Any:
-        """Entry point ``bitimpl_<name>`` with its argument and result types set."""
-        entry = self.handle[f"bitimpl_{name}"]
-        entry.restype, entry.argtypes = _SIGNATURES[name]
+        """Entry point ``bitimpl_<name>`` with its argument and result types set.
+
+        Raises NativeError where the library has no such entry point.
+        """
+        try:
+            entry = self.handle[f"bitimpl_{name}"]
+        except AttributeError as error:
+            raise NativeError(
+                f"{self.path} is not a bitimpl library, or an older one: {error}; rebuild it with "
+                "`pip install .` or `cmake --build`"
+            ) from error
+        entry.restype, entry.argtypes = self.signatures[name]
         return entry
 
     def failed(self, what: str) -> NativeError:
@@ -150,26 +202,54 @@ class Library:
         return NativeError(f"{what}: {message or 'no reason given'}")
 
 
-def _find() -> Path:
-    """Where the library is. Raises NativeError, naming where it was looked for."""
-    explicit = os.environ.get("BITIMPL_LIBRARY_PATH")
-    if explicit:
-        path = Path(explicit)
-        path = path / LIBRARY_NAME if path.is_dir() else path
-        if not path.is_file():
-            raise NativeError(
-                f"BITIMPL_LIBRARY_PATH={explicit} leads to no {LIBRARY_NAME}: give the file or its "
-                "directory, or unset the variable"
-            )
-        return path
+class Library(SharedLibrary):
+    """The kernels for processors."""
+
+    signatures = _SIGNATURES
+    abi = ("abi_version", ABI_VERSION)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        # On the way of every call, hence attributes.
+        self.last_kernel = self.function("last_kernel")
+        self.dequantize = self.function("dequantize")
+        self.linear_workspace = self.function("linear_workspace")
+        self.conv_workspace = self.function("conv_workspace")
+
+
+def explicit_path(variable: str, file_name: str) -> Path | None:
+    """The library that the environment variable names, as a file or by its directory; None where it is
+    not set. Raises NativeError where it leads to none."""
+    explicit = os.environ.get(variable)
+    if not explicit:
+        return None
+    path = Path(explicit)
+    path = path / file_name if path.is_dir() else path
+    if not path.is_file():
+        raise NativeError(
+            f"{variable}={explicit} leads to no {file_name}: give the file or its directory, or unset "
+            "the variable"
+        )
+    return path
+
+
+def installed_paths(file_name: str) -> Iterator[Path]:
+    """Where an installation of this package keeps a library, whether it is there or not."""
     import impl
 
-    places = [Path(entry) / "_native" / LIBRARY_NAME for entry in impl.__path__]
+    for entry in impl.__path__:
+        yield Path(entry) / "_native" / file_name
     # An editable install keeps built files apart from the sources.
     with contextlib.suppress(metadata.PackageNotFoundError):
-        installed = metadata.distribution("bitbench").locate_file(f"impl/_native/{LIBRARY_NAME}")
-        places.append(Path(str(installed)))
-    for path in places:
+        yield Path(str(metadata.distribution("bitbench").locate_file(f"impl/_native/{file_name}")))
+
+
+def _find() -> Path:
+    """Where the library is. Raises NativeError, naming where it was looked for."""
+    explicit = explicit_path("BITIMPL_LIBRARY_PATH", LIBRARY_NAME)
+    if explicit is not None:
+        return explicit
+    for path in installed_paths(LIBRARY_NAME):
         if path.is_file():
             return path
     raise NativeError(

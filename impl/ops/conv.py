@@ -91,7 +91,7 @@ def convolution(
         )
     check_device(check_conv_input(x, weight, geometry), weight.codes.device)
     bits = activation_bits or None
-    if native.uses_native(x.device):
+    if native.uses_native(x.device, "conv", weight.format):
         y = native.conv(x, weight, geometry, bias, bits)
     else:
         native.record_kernel(native.kernel_name(weight, bits, "reference/torch", "conv"))
@@ -177,7 +177,7 @@ def _gradients(
 
 
 class ConvFunction(torch.autograd.Function):
-    """A convolution with gradients, for eager calls: what the registered operators do, past the
+    """A prepared convolution with gradients, for eager calls: what the registered operators do, past the
     dispatcher."""
 
     @staticmethod
@@ -185,17 +185,16 @@ class ConvFunction(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         bias: Tensor | None,
-        weight: PackedWeight,
-        geometry: ConvGeometry,
-        activation_bits: int | None,
+        prepared: native.PreparedConv,
     ) -> Tensor:
-        _keep(ctx, x, weight.codes, weight.scales, bias, activation_bits or 0)
-        ctx.numbers = (*weight_arguments(weight), *place_arguments(geometry))
-        return native.conv(x, weight, geometry, bias, activation_bits)
+        weight = prepared.weight
+        _keep(ctx, x, weight.codes, weight.scales, bias, prepared.activation_bits or 0)
+        ctx.numbers = (*weight_arguments(weight), *place_arguments(prepared.geometry))
+        return prepared(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, grad, *ctx.needs_input_grad[:2]), None, None, None)
+        return (*_gradients(ctx, grad, *ctx.needs_input_grad[:2]), None)
 
 
 def _conv_input_grad(

@@ -21,8 +21,8 @@ _library = torch.library.Library("bitimpl", "DEF")
 def register(
     name: str,
     schema: str,
-    kernel: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
 ) -> None:

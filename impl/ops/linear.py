@@ -1,5 +1,5 @@
 """``binary_linear`` and ``ternary_linear``: y [..., rows] = x [..., cols] times the transposed packed
-weight, plus bias. Eager inference calls :class:`impl.native.PreparedLinear` directly.
+weight, plus bias. Eager inference calls :func:`impl.native.prepare_linear` directly.
 ``linear_input_grad`` is their gradient towards x.
 """
 
@@ -33,9 +33,10 @@ def check_input(x: Tensor, in_features: int, device: torch.device) -> Tensor:
     return check_device(check_activations(x, in_features), device)
 
 
-def _linear(
+def apply_linear(
     operator: str, x: Tensor, weight: PackedWeight, bias: Tensor | None, activation_bits: int
 ) -> Tensor:
+    """What ``operator`` computes, by the implementation that serves x's device. No autograd."""
     if native.operator_of(weight.format) != operator:
         raise ValueError(f"{operator} does not take {weight.format} weights")
     if activation_bits not in ACTIVATIONS:
@@ -44,7 +45,7 @@ def _linear(
         )
     check_input(x, weight.cols, weight.codes.device)
     bits = activation_bits or None
-    if native.uses_native(x.device):
+    if native.uses_native(x.device, native.linear_operation(bits), weight.format):
         return native.linear(x, weight, bias, bits)
     native.record_kernel(native.kernel_name(weight, bits, "reference/torch"))
     reference = getattr(functional, f"{operator}_python")
@@ -66,7 +67,7 @@ def _linear_kernel(
     activation_bits: int,
 ) -> Tensor:
     weight = packed_weight(codes, scales, rows, cols, components, group_size, format)
-    return _linear(operator, x, weight, bias, activation_bits)
+    return apply_linear(operator, x, weight, bias, activation_bits)
 
 
 def _linear_fake(
@@ -149,10 +150,10 @@ def _gradients(
 
 class PreparedFunction(torch.autograd.Function):
     """A prepared layer with gradients, for eager calls. The registered operators do the same, but
-    torch takes some 80 us a call to reach an operator whose gradient is registered in Python."""
+    torch takes long to reach an operator whose gradient is registered in Python."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, prepared: native.PreparedLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, prepared: native.DescribedLinear) -> Tensor:
         weight = prepared.weight
         _keep(ctx, x, weight.codes, weight.scales, prepared.activation_bits or 0)
         ctx.numbers = (

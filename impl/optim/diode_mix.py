@@ -201,9 +201,32 @@ class DiodeMix(LowBitOptimizer):
                 f"the averages of a parameter {tuple(parameter.shape)} have shape {held}, its group now asks "
                 f"for {needed}: keep the rank and proj_type that the group had in the first step"
             )
+        # At full rank the shapes of different spaces agree.
+        kept = ("galore_left" in state, "galore_right" in state)
+        wanted = _sides(parameter, projector)
+        if kept != wanted:
+            raise ValueError(
+                f"the averages of a parameter {tuple(parameter.shape)} are {_SPACES[kept]}, its group now "
+                f"asks for {_SPACES[wanted]} ones: keep the rank and proj_type of the first step"
+            )
         if projector is not None:
             projector.left, projector.right = state.get("galore_left"), state.get("galore_right")
         return projector
+
+
+_SPACES = {
+    (False, False): "unprojected",
+    (True, False): "projected from the left",
+    (False, True): "projected from the right",
+    (True, True): "projected from both sides",
+}
+
+
+def _sides(parameter: Tensor, projector: GaLoreProjector | None) -> tuple[bool, bool]:
+    """From which sides ``projector`` acts on the gradient of ``parameter``, flattened to a matrix."""
+    if projector is None:
+        return False, False
+    return projector.sides(parameter.shape[0], parameter.shape[1:].numel())
 
 
 def _projector(group: dict[str, Any]) -> GaLoreProjector:

@@ -82,11 +82,11 @@ class GaLoreProjector:
     def low_rank_shape(self, rows: int, cols: int) -> tuple[int, int]:
         """Shape of the projected gradient of a matrix [rows, cols]."""
         rank = min(self.rank, rows, cols)
-        left, right = self._sides(rows, cols)
+        left, right = self.sides(rows, cols)
         return rank if left else rows, rank if right else cols
 
-    def _sides(self, rows: int, cols: int) -> tuple[bool, bool]:
-        """Whether the projection acts from the left, and from the right."""
+    def sides(self, rows: int, cols: int) -> tuple[bool, bool]:
+        """Whether the projection of a matrix [rows, cols] acts from the left, and from the right."""
         if self.proj_type == "full":
             return True, True
         if self.proj_type in ("left", "right"):
@@ -98,7 +98,7 @@ class GaLoreProjector:
         work = torch.promote_types(gradient.dtype, torch.float32)
         u, s, vh = torch.linalg.svd(gradient.to(work), full_matrices=False)
         rank = min(self.rank, s.numel())
-        left, right = self._sides(*gradient.shape)
+        left, right = self.sides(*gradient.shape)
         self.left = u[:, :rank].contiguous() if left else None
         self.right = vh[:rank].T.contiguous() if right else None
         if self.verbose:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 
 from impl.packing.container import SCALE_DTYPES, Header
+from impl.packing.layout import DAMAGED
 
 _BYTES_AT_A_TIME = 1 << 22  # bounds the temporaries
-
-#: Bytes with a digit that is not 0, 1 or 2: five of them reach 242, and 3 has both its bits set.
-_WRONG: dict[str, Callable[[Tensor], Tensor]] = {
-    "base3": lambda part: part > 242,
-    "two_bit": lambda part: part & part >> 1 & 0x55,
-}
-
 
 #: Weights that need no second look: their header, and the identities of their codes and scales.
 _CHECKED: ContextVar[frozenset[tuple[Header, int, int]]] = ContextVar("_CHECKED", default=frozenset())
@@ -87,5 +81,5 @@ def _bytes_outside(header: Header, codes: Tensor) -> int:
             return 0
         last = codes.reshape(header.components * header.rows, -1)[:, -1]
         return int((last >> used).count_nonzero())
-    wrong = _WRONG[header.format]
+    wrong = DAMAGED[header.format]
     return sum(int(wrong(part).count_nonzero()) for part in codes.split(_BYTES_AT_A_TIME))

@@ -7,7 +7,8 @@ reads consecutive bytes. The comment at the head of ``csrc/include/impl.h`` is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,31 @@ STEP = 64  # columns: one 64-byte load
 
 FORMAT_BITS = {name: 8 / weights for name, weights in {"binary": 8, **ROWS_PER_BYTE}.items()}
 """Bits of one code in each format, where bytes are full."""
+
+
+DAMAGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "base3": lambda part: part > 242,
+    "two_bit": lambda part: part & part >> 1 & 0x55,
+}
+"""Not 0 where a byte holds a digit that is not 0, 1 or 2: five of them reach 242, and 3 has both its bits
+set."""
+
+
+class Codec(Protocol):
+    """Kernels that pack and unpack in the memory of some device; they are given what
+    :func:`pack` and :func:`unpack` have checked, and answer None where they do not serve."""
+
+    def pack(self, codes: Tensor, format: str, group_size: int | None) -> Tensor | None:
+        """As :func:`pack`."""
+
+    def unpack(
+        self, packed: Tensor, format: str, components: int, rows: int, cols: int, group_size: int | None
+    ) -> Tensor | None:
+        """As :func:`unpack`."""
+
+
+CODECS: dict[str, Codec] = {}
+"""Those there are, by the type of the device; :mod:`impl.native` enters its own."""
 
 
 def codes_bytes(format: str, components: int, rows: int, cols: int) -> int:
@@ -54,6 +80,11 @@ def pack(codes: Tensor, format: str, group_size: int | None = None) -> Tensor:
     size = codes_bytes(format, components, rows, cols)
     check_group_size(group_size)
     _check_codes(codes, format)
+    codec = CODECS.get(codes.device.type)
+    if codec is not None:
+        packed = codec.pack(codes, format, group_size)
+        if packed is not None:
+            return packed
     if format == "binary":
         return _pack_bits(codes).flatten()
     bytes_ = _pack_digits(codes, format)
@@ -79,6 +110,13 @@ def unpack(
             f"{format} codes of {components} x {rows} x {cols} take {size} bytes in one dimension, "
             f"got shape {tuple(packed.shape)}: check the shape and the format in the header"
         )
+    codec = CODECS.get(packed.device.type)
+    if codec is not None:
+        if format in DAMAGED and bool(DAMAGED[format](packed).any()):
+            raise ValueError(_damaged(format))
+        codes = codec.unpack(packed, format, components, rows, cols, group_size)
+        if codes is not None:
+            return codes
     if format == "binary":
         return unpack_sign_rows(packed.view(components, rows, -1), cols)
     row_groups = -(-rows // ROWS_PER_BYTE[format])
@@ -167,14 +205,17 @@ def _unpack_digits(bytes_: Tensor, format: str, rows: int) -> Tensor:
         last = j == per_byte - 1
         digits = rest if last else rest % radix
         if bytes_.device.type != "meta" and int(digits.max()) > 2:
-            raise ValueError(
-                f"the packed codes hold a byte that {format} never produces: "
-                "they are damaged, or of another format"
-            )
+            raise ValueError(_damaged(format))
         plane = codes[:, j::per_byte]
         plane.copy_(digits[:, : plane.shape[1]].to(torch.int8) - 1)
         rest = rest // radix
     return codes
+
+
+def _damaged(format: str) -> str:
+    return (
+        f"the packed codes hold a byte that {format} never produces: they are damaged, or of another format"
+    )
 
 
 def _stream_views(bytes_: Tensor, stream: Tensor, group_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -23,7 +23,11 @@ WINDOWS = {1: 2.0, 2: 1.5}
 def check_activation_bits(bits: int) -> int:
     """Return ``bits`` if activations can be quantised to that width."""
     if isinstance(bits, bool) or bits not in ACTIVATION_BITS:
-        raise ValueError(f"activation bits must be one of 1, 2, 8 and 16, got {bits!r}: use None for float")
+        listing = ", ".join(map(str, ACTIVATION_BITS))
+        raise ValueError(
+            f"activation_bits must be one of {listing}, got {bits!r}: None, where a layer or operator takes "
+            "it, stands for float activations"
+        )
     return bits
 
 
@@ -32,10 +36,11 @@ def quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) 
 
     8 and 16 bits: with amax = max(max|x|, 1e-5) and L = 127 or 32512, in float32,
     q = clamp(round_half_even(x * (L / amax)), -L, L) and scale = amax / L. 1 bit: q = +1 where
-    x >= 0 (so also at -0.0), else -1, and scale = mean|x|, summed in float64. 2 bits, the ternary values
-    of Li and Liu (Ternary weight networks, 2016): with delta = 0.75 mean|x|, formed in float64 and
-    rounded to float32, q = +1 where x > delta, -1 where x < -delta, else 0; scale = mean|x| over the
-    values whose q is not 0, summed in float64; 0 where there are none.
+    x >= 0 (so also at -0.0), else -1, and scale = mean|x|, summed in float64. 2 bits, ternary values with
+    the threshold that Li and Liu (Ternary weight networks, 2016) find best for normally distributed values
+    (their rule of thumb for weights is 0.7): with delta = 0.75 mean|x|, formed in float64 and rounded to
+    float32, q = +1 where x > delta, -1 where x < -delta, else 0; scale = mean|x| over the values whose q
+    is not 0, summed in float64; 0 where there are none.
 
     ``dim``: the dimensions along which values share a scale, by default a row's.
 
@@ -55,13 +60,15 @@ def quantize_activations(x: Tensor, bits: int, dim: int | tuple[int, ...] = -1) 
     return q.to(torch.int8 if bits == 8 else torch.int16), scale
 
 
-def absmax_codes(values: Tensor, limit: int, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def absmax_codes(
+    values: Tensor, limit: int, dim: int | tuple[int, ...], floor: float = FLOOR
+) -> tuple[Tensor, Tensor]:
     """Codes within -limit .. limit, whole numbers in float32, and the scale of the float32 ``values``.
 
-    With amax = max(max|x|, 1e-5) along ``dim``, kept with size 1: code = round_half_even(x * (limit /
+    With amax = max(max|x|, floor) along ``dim``, kept with size 1: code = round_half_even(x * (limit /
     amax)), scale = amax / limit. Where x holds NaN or infinity, codes are 0 and the scale is NaN.
     """
-    amax = values.abs().amax(dim=dim, keepdim=True).clamp_min(FLOOR)
+    amax = values.abs().amax(dim=dim, keepdim=True).clamp_min(floor)
     finite = torch.isfinite(amax)
     # A tensor over a tensor: number / tensor would be a reciprocal and a product, rounded twice.
     levels = torch.full_like(amax, limit)

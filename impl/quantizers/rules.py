@@ -23,26 +23,27 @@ RULES = ("optimal", "absmean", "absmax", "twn")
 ABSMEAN_FLOOR = 1e-5
 
 
-def ternarize_rows(x: Tensor, rule: str) -> tuple[Tensor, Tensor]:
+def ternarize_rows(x: Tensor, rule: str, sum_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Ternary codes (int8, shape of ``x``) and scales (float32 [rows, 1]) of float32 ``x`` [rows, n].
 
-    A row of zeros gets the codes 0 and the scale 0 (``absmean``: its floor of 1e-5).
+    A row of zeros gets the codes 0 and the scale 0 (``absmean``: its floor of 1e-5). Means are summed in
+    ``sum_dtype`` and rounded once to float32: float64 leaves nothing to the order of the sum.
     """
     magnitude = x.abs()
     if rule == "absmean":
         # round(w / scale) is 0 up to exactly scale / 2: in float32, a weight above scale / 2
         # never has a quotient that rounds to 0.5.
-        scale = magnitude.mean(dim=-1, keepdim=True).clamp_min(ABSMEAN_FLOOR)
+        scale = _mean(magnitude, sum_dtype).clamp_min(ABSMEAN_FLOOR)
         return _codes(x, magnitude > scale / 2), scale
     if rule == "absmax":
         scale = magnitude.amax(dim=-1, keepdim=True)
         return _codes(x, magnitude > scale / 2), scale
     if rule == "twn":
-        threshold = 0.7 * magnitude.mean(dim=-1, keepdim=True)
+        threshold = 0.7 * _mean(magnitude, sum_dtype)
     else:
         threshold = _optimal_threshold(magnitude)
     kept = magnitude > threshold
-    return _codes(x, kept), _least_squares_scale(magnitude, kept)
+    return _codes(x, kept), _least_squares_scale(magnitude, kept, sum_dtype)
 
 
 def sorted_rows(x: Tensor) -> Tensor:
@@ -57,10 +58,14 @@ def _codes(x: Tensor, kept: Tensor) -> Tensor:
     return x.sign().to(torch.int8) * kept
 
 
-def _least_squares_scale(magnitude: Tensor, kept: Tensor) -> Tensor:
+def _mean(magnitude: Tensor, sum_dtype: torch.dtype) -> Tensor:
+    return magnitude.mean(dim=-1, keepdim=True, dtype=sum_dtype).to(torch.float32)
+
+
+def _least_squares_scale(magnitude: Tensor, kept: Tensor, sum_dtype: torch.dtype) -> Tensor:
     """Mean magnitude of the kept weights of each row: the scale of least squared error."""
-    total = (magnitude * kept).sum(dim=-1, keepdim=True)
-    return total / kept.sum(dim=-1, keepdim=True).clamp_min(1)
+    total = (magnitude * kept).sum(dim=-1, keepdim=True, dtype=sum_dtype)
+    return (total / kept.sum(dim=-1, keepdim=True).clamp_min(1)).to(torch.float32)
 
 
 def _optimal_threshold(magnitude: Tensor) -> Tensor:

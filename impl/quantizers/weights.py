@@ -73,12 +73,14 @@ def quantize_ternary(
     scale: str | None = None,
     group_size: int | None = None,
     check_finite: bool = True,
+    sum_dtype: torch.dtype = torch.float32,
 ) -> Quantized:
     """Ternary codes and scales of ``weight`` [rows, cols] by one of :data:`RULES`.
 
     ``scale`` is "row" or "tensor"; None takes "tensor" for ``absmean``, as b1.58 does, and "row" for
     the others and wherever ``group_size`` (a scale for each row and so many columns) is given.
     ``check_finite=False`` skips the search for NaN and infinity, which then reach the scales.
+    ``sum_dtype``: what means are summed in; with float64 they are the same on every device.
     """
     weight = check_weight(weight, check_finite=check_finite)
     check_choice("ternary rule", rule, RULES)
@@ -86,11 +88,11 @@ def quantize_ternary(
         scale = "tensor" if rule == "absmean" and group_size is None else "row"
     scope = _check_scope(scale, group_size)
     if scope == "tensor":
-        tensor_codes, tensor_scale = ternarize_rows(weight.to(torch.float32).reshape(1, -1), rule)
+        tensor_codes, tensor_scale = ternarize_rows(weight.to(torch.float32).reshape(1, -1), rule, sum_dtype)
         return Quantized(tensor_codes.view(1, *weight.shape), tensor_scale.view(1, 1, 1))
     codes, scales = allocate(weight, 1, group_size)
     for block in blocks(weight, group_size):
-        block_codes, block_scales = ternarize_rows(block.values(weight), rule)
+        block_codes, block_scales = ternarize_rows(block.values(weight), rule, sum_dtype)
         block.store(codes, block_codes.unsqueeze(0), scales, block_scales.view(1, -1))
     return Quantized(codes, scales, group_size)
 

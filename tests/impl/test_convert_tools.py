@@ -184,6 +184,14 @@ def test_layers_that_something_relies_on_are_left_alone(convert):
 
 
 @pytest.mark.parametrize("convert", CONVERTERS)
+def test_the_warning_points_at_the_caller(convert):
+    """However many functions of the package are between: it named a line of the library."""
+    with pytest.warns(UserWarning, match="out_proj") as record:
+        convert(nn.MultiheadAttention(16, 2), ["out_proj"])
+    assert record[0].filename == __file__
+
+
+@pytest.mark.parametrize("convert", CONVERTERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_with_hooks_are_left_alone(convert, kind):
     model = Network()

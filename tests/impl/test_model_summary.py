@@ -17,7 +17,7 @@ from impl.compat.bitorch_engine import (
 from impl.layers.binary_conv import BinaryConv2d
 from impl.layers.embedding import TernaryEmbedding
 from impl.layers.k_ternary_conv import MultiTernaryConv2d
-from impl.layers.nbit import NBitConv2d, NBitLinear
+from impl.layers.nbit import GroupwiseLinear, NBitConv2d, NBitLinear
 from impl.model_summary import summary
 
 HEADER = 64  # int64 [8]
@@ -175,6 +175,15 @@ def test_transposed_weights_are_counted():
     layer = MPQLinearCuda(64, 32, dtype=torch.float32)
     assert tuple(layer.weight.shape) == (64, 32)
     assert summary(layer, torch.randn(3, 64)).macs == 3 * 64 * 32
+
+
+def test_group_wise_layers_know_one_form():
+    """Their weight is a Parameter of integers, trained as it is: nothing is left to pack."""
+    layer = GroupwiseLinear(64, 32, bits=4, group_size=32)
+    [found] = summary(layer).layers
+    assert (found.form, found.bytes) == ("float", found.packed_bytes)
+    assert found.parameters == 64 * 32 + 32
+    assert 4 <= found.weight_bits < 32
 
 
 def test_lookups_and_layers_of_bitorch_engine():

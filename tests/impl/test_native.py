@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
@@ -172,6 +173,8 @@ def test_bias_of_any_float_dtype():
         native.linear(x, weight, torch.zeros(30, dtype=torch.float64), 8)
     with pytest.raises(ValueError, match="bias must be"):
         native.linear(x, weight, torch.zeros(29), 8)
+    with pytest.raises(ValueError, match="the bias is on meta, the packed weight on cpu"):
+        native.linear(x, weight, torch.zeros(30, device="meta"), 8)
 
 
 @needs_library
@@ -285,14 +288,19 @@ def test_auto_falls_back_with_one_warning_and_native_does_not():
 
 def test_other_devices_have_no_native_kernels(monkeypatch):
     monkeypatch.setattr(backends, "_warned", set())
-    with native.backend("native"), pytest.raises(native.NativeError, match="no native kernels for cuda"):
-        native.uses_native(torch.device("cuda"))
+    mps = torch.device("mps")
+    with native.backend("native"), pytest.raises(native.NativeError, match="no native kernels for mps"):
+        native.uses_native(mps)
     with native.backend("auto"):
-        with pytest.warns(RuntimeWarning, match="no native kernels for cuda"):
-            assert not native.uses_native(torch.device("cuda"))
+        with pytest.warns(RuntimeWarning, match="no native kernels for mps"):
+            assert not native.uses_native(mps)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not native.uses_native(torch.device("cuda"))
+            assert not native.uses_native(mps)
+    elsewhere = random_weight("base3", 1, 4, 8, None, True, 0)
+    elsewhere = replace(elsewhere, codes=elsewhere.codes.to("meta"), scales=elsewhere.scales.to("meta"))
+    with pytest.raises(native.NativeError, match="no native kernels for meta"):
+        native.prepare_linear(elsewhere, None, 8)
 
 
 def test_backend_blocks_nest():
@@ -348,7 +356,7 @@ def test_capabilities_are_plain_data():
 def test_every_kernel_named_in_capabilities_runs():
     bits = {"float": None, "sign": 1, "ternary": 2, "int8": 8, "int16": 16}
     for kernel in capabilities().kernels:
-        if kernel.isa == "torch":
+        if kernel.isa == "torch" or kernel.device != "cpu":
             continue
         weight = random_weight(kernel.format, 2, 21, 30, None, True, 0)
         native.select_isa(kernel.isa)

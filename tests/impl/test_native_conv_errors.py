@@ -10,7 +10,7 @@ import torch
 
 from impl import functional, native
 from impl.geometry import ConvGeometry
-from impl.native import convolution
+from impl.native import calls, convolution
 from impl.native import library as native_library
 from impl.packing import PackedWeight
 
@@ -61,7 +61,7 @@ class Call:
             torch.randn(2, 4, 5, 6),
             torch.full((2, 8, 5, 6), 7.0),
         )
-        self.weight = convolution.describe(self.held[0])
+        self.weight = calls.describe(self.held[0])
         self.conv = convolution.describe_geometry(square(3, padding=1))
         self.x, self.y = (convolution.describe_image(tensor) for tensor in self.held[1:])
         self.operator, self.activation, self.bias, self.bias_dtype = "binary_conv", 8, None, 0

@@ -105,7 +105,46 @@ def conv_input_grad(operator: str) -> Iterator[Arguments]:
             yield (grad, weight.codes, weight.scales, *shape, *places(geometry), list(x.shape))
 
 
+def latent(operator: str) -> Iterator[Arguments]:
+    weight = leaf(23, 50).detach()
+    yield (weight, "absmean", True, 0, FORMATS["base3"], False)
+    yield (weight, "twn", False, 16, FORMATS["two_bit"], True)
+    yield (weight.bfloat16(), "absmax", False, 0, FORMATS["base3"], True)
+
+
+def int8_weight(format: str, group_size: int | None) -> tuple[PackedWeight, Tensor]:
+    mask = torch.randint(0, 256, (23, 7), generator=torch.Generator().manual_seed(0))
+    return weight_of(format, 23, 50, 1, group_size), mask.to(torch.uint8)
+
+
+def int8_training_linear(operator: str) -> Iterator[Arguments]:
+    for format, group_size in (("base3", None), ("two_bit", 16)):
+        weight, mask = int8_weight(format, group_size)
+        held = (weight.codes, weight.scales, mask, group_size or 0, FORMATS[format])
+        yield (leaf(3, 50), leaf(23, 50), leaf(23), *held)
+        yield (leaf(2, 0, 50).detach(), leaf(23, 50), None, *held)
+        yield (leaf(2, 3, 50, dtype=torch.bfloat16), leaf(23, 50), None, *held[:2], None, *held[3:])
+
+
+def int8_linear_input_grad(operator: str) -> Iterator[Arguments]:
+    for format, group_size in (("base3", None), ("two_bit", 16)):
+        weight, _ = int8_weight(format, group_size)
+        for grad in (leaf(4, 23), leaf(2, 0, 23), leaf(2, 3, 23, dtype=torch.bfloat16)):
+            yield (grad.detach(), weight.codes, weight.scales, 23, 50, group_size or 0, FORMATS[format])
+
+
+def ste_mask(operator: str) -> Iterator[Arguments]:
+    _, mask = int8_weight("base3", None)
+    yield (leaf(23, 50).detach(), mask)
+    yield (leaf(50, 23).detach().t(), mask)
+    yield (leaf(23, 50, dtype=torch.bfloat16).detach(), mask)
+
+
 SAMPLES: dict[str, Callable[[str], Iterator[Arguments]]] = {
+    "quantize_latent": latent,
+    "int8_training_linear": int8_training_linear,
+    "int8_linear_input_grad": int8_linear_input_grad,
+    "apply_ste_mask": ste_mask,
     "binary_linear": linear,
     "ternary_linear": linear,
     "linear_input_grad": linear_input_grad,
@@ -141,8 +180,10 @@ def test_fakes_have_the_strides_and_dtypes_of_the_operator(name):
     for arguments in SAMPLES[name](name):
         meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments]
         with torch.no_grad():
-            y, fake = operator(*arguments), operator(*meta)
-        assert fake.is_meta
-        assert (fake.shape, fake.dtype, fake.stride()) == (y.shape, y.dtype, y.stride())
-        written = [a for a in arguments if isinstance(a, Tensor) and a.data_ptr() == y.data_ptr() != 0]
-        assert not written
+            real, fakes = operator(*arguments), operator(*meta)
+        pairs = zip(real, fakes, strict=True) if isinstance(real, tuple) else [(real, fakes)]
+        for y, fake in pairs:
+            assert fake.is_meta
+            assert (fake.shape, fake.dtype, fake.stride()) == (y.shape, y.dtype, y.stride())
+            written = [a for a in arguments if isinstance(a, Tensor) and a.data_ptr() == y.data_ptr() != 0]
+            assert not written

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from impl.checks import check_activations, check_positive
 from impl.compat.bitorch_engine.sign_layer import SignLayer
-from impl.compat.bitorch_engine.signs import SignLinear, bytes_per_row, unpack_signs
+from impl.compat.bitorch_engine.signs import SignLinear, bytes_per_row
 from impl.layers.calls import autocast
+from impl.packing import unpack_sign_rows
 from impl.parameters import BinaryLinearParameter, BinaryParameter
 
 
@@ -84,7 +85,7 @@ class BinaryLinearBase(SignLayer):
         """
         self._check_forward(x)
         if x.dtype == torch.uint8:
-            x = unpack_signs(x, self.input_features).to(self.dtype)
+            x = unpack_sign_rows(x, self.input_features).to(self.dtype)
         x = autocast(x)
         # Two tensors: torch.compile does not trace a function that is given one of them twice.
         scale_a, scale_w = (torch.ones((), dtype=torch.float32, device=x.device) for _ in range(2))

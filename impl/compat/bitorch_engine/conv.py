@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from impl.checks import check_activations, check_positive
 from impl.compat.bitorch_engine.sign_conv import SignConv2d
 from impl.compat.bitorch_engine.sign_layer import ScaledSigns, SignLayer
-from impl.compat.bitorch_engine.signs import pack_signs, unpack_signs
 from impl.geometry import Sizes, check_padding_mode, conv_geometry, from_matrix, to_matrix
 from impl.layers.calls import autocast
+from impl.packing import pack_sign_rows, unpack_sign_rows
 from impl.parameters import BinaryConvParameter, BinaryParameter
 
 
@@ -123,7 +123,7 @@ class BinaryConv2dBase(SignLayer):
             raise ValueError(f"{count} packed signs take {needed} bytes, got {x.numel()}")
         if count % 8 and not x.is_meta and int(x[-1]) >> (count % 8):
             raise ValueError(f"packed weights have bits set beyond their {count} signs: damaged")
-        return pack_signs(to_matrix(unpack_signs(x, count).view(self.weight_shape)))
+        return pack_sign_rows(to_matrix(unpack_sign_rows(x, count).view(self.weight_shape)))
 
     def forward(self, x: Tensor) -> Tensor:
         """y [batch, out_channels, *output] of x [batch, in_channels, height, width], or both without

@@ -63,13 +63,14 @@ class QLinearInf(nn.Module):
         """
         weight, bias, a_bit, w_bit = _operands(recipe)
         rows, columns = weight.shape
-        clone = cls(
-            columns, rows, device or weight.device, a_bit, w_bit, bias is not None, dtype=weight.dtype
-        )
-        clone.layer.set_weight_data(weight)
-        if bias is not None and clone.layer.bias is not None:
-            with torch.no_grad():
-                clone.layer.bias.copy_(bias)
+        # On the meta device nothing is drawn: the numbers are those of the recipe.
+        clone = cls(columns, rows, "meta", a_bit, w_bit, bias is not None, dtype=weight.dtype)
+        plain = nn.Linear(columns, rows, bias is not None, device="meta", dtype=weight.dtype)
+        plain.weight = nn.Parameter(weight.detach().to(device or weight.device))
+        if bias is not None:
+            plain.bias = nn.Parameter(bias.detach().to(plain.weight.device))
+        widths: dict[str, Any] = {} if a_bit == 1 else {"a_bit": a_bit, "w_bit": w_bit}
+        clone.layer = type(clone.layer).from_linear(plain, **widths)
         clone.generate_quantized_weight(qweight_only=True)
         return clone.train(recipe.layer.training)
 

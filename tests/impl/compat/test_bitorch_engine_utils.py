@@ -381,6 +381,13 @@ def test_clones_keep_weight_bias_and_widths():
     assert (clone.a_bit, clone.w_bit) == (8, 8)
     named = QLinearInf.create_clone_from(recipe(linear, input_quantization="sign"))
     assert torch.equal(named(x), QLinearInf.create_clone_from(plain)(x))
+    state = torch.get_rng_state()
+    for width in (1, 8):
+        bits = SimpleNamespace(bit_width=width)
+        QLinearInf.create_clone_from(recipe(linear, input_quantization=bits, weight_quantization=bits))
+    assert torch.equal(torch.get_rng_state(), state), "a clone draws no numbers"
+    assert clone.layer.bias is not linear.bias
+    assert torch.equal(clone.layer.bias, linear.bias)
     for bad, message in (
         (SimpleNamespace(layer=nn.Tanh()), "Tanh has no weight"),
         (recipe(linear, input_quantization=eight), r"got 8 \(inputs\) and 1 \(weights\)"),

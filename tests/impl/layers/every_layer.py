@@ -44,6 +44,7 @@ from impl.layers.binary_conv import BinaryConv1d, BinaryConv3d
 from impl.layers.k_ternary_conv import MultiTernaryConv2d
 from impl.layers.nbit import GroupwiseLinear, MixedGroupwiseLinear, NBitConv2d, NBitLinear
 from impl.layers.ternary_conv import TernaryConv2d
+from impl.layers.threshold import ThresholdLayer
 
 ROWS = 11  # embeddings in a table
 
@@ -129,6 +130,7 @@ CASES = [
     _case(BitLinear, 12, 9, activation_bits=8, format="two_bit"),
     _case(BitLinear, 12, 9, activation_bits=16, rule="twn"),
     _case(BitLinear, 12, 9, activation_bits=2),
+    _case(BitLinear, 12, 9, activation_bits=8, int8_training=True),
     _case(MultiTernaryLinear, 12, 9, k=2, refit=False),
     _case(MultiTernaryLinear, 12, 9, k=3, activation_bits=8, group_size=8, refit=False),
     _case(BinaryConv1d, 4, 6, 3, shape=(2, 4, 9), padding=1, padding_value=-1, activation_bits=1),
@@ -167,6 +169,11 @@ CASES = [
 ]
 
 
+#: Not for building networks of: ``impl.fuse_thresholds`` puts it around packed layers, for inference alone
+#: (tests/impl/test_thresholds.py).
+MADE_BY_FUSION = {ThresholdLayer}
+
+
 def public_layers() -> set[type[nn.Module]]:
     """Every class in ``impl.layers`` that is a layer to call: public, not abstract, with a forward."""
     names = [m.name for m in pkgutil.walk_packages(impl.layers.__path__, "impl.layers.")]
@@ -181,6 +188,7 @@ def public_layers() -> set[type[nn.Module]]:
         and not name.startswith("_")
         and not inspect.isabstract(value)
         and value.forward is not nn.Module.forward
+        and value not in MADE_BY_FUSION
     }
 
 

@@ -390,3 +390,31 @@ def test_attributes_of_the_geometry_cannot_be_set(cls, name):
         with pytest.raises(AttributeError):
             setattr(layer, attribute, 2)
         assert getattr(layer, attribute) == value
+
+
+@pytest.mark.skipif(not native.available(), reason="no native library: a C++ compiler builds it")
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("learns", [False, True])
+def test_the_weight_is_described_once_whatever_the_call(bits, learns, monkeypatch):
+    """Float activations and calls with gradients described it anew each time."""
+    made = []
+    real = native.PreparedConv
+
+    def counted(*arguments):
+        made.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(native, "PreparedConv", counted)
+    layer = TernaryConv2d(3, 4, 3, activation_bits=bits).pack()
+    x = torch.randn(2, 3, 5, 5, requires_grad=learns)
+    expected = reference(layer, x)
+    for _ in range(3):
+        y = layer(x)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    assert len(made) == 1
+    if learns:
+        y.sum().backward()
+        assert x.grad.abs().sum() > 0
+    layer.bias = nn.Parameter(torch.ones(4))
+    torch.testing.assert_close(layer(x), reference(layer, x), rtol=1e-4, atol=1e-5)
+    assert len(made) == 2, "described again where a tensor is another"

@@ -220,8 +220,11 @@ def test_gradients_are_those_of_the_formula(every_layer, layer_case, packed):
     assert found.keys() - {"input"} == trained
     # Of all: that of an attention's key bias is zero but for rounding.
     largest = max((gradient.abs().max().item() for gradient in expected.values()), default=0.0)
+    # Products of int8 gradients: test_int8_training.py has their exact values.
+    rounded = {"input"} if getattr(layer, "int8_training", False) and not packed else set()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=name)
+        atol = (2e-2 if name in rounded else 1e-6) * largest
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("needs", ["input", "bias"])

@@ -317,6 +317,36 @@ def test_galore_keeps_the_averages_of_matrices_in_a_low_rank_space():
     torch.testing.assert_close(matrix.detach(), before - 1e-2 * step, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "before", "after", "told"),
+    [
+        ((4, 4), "left", "right", "projected from the left, its group now asks for projected from the right"),
+        ((4, 4), "right", "full", "projected from the right, .* from both sides"),
+        ((4, 6), "left", None, "projected from the left, .* unprojected"),
+        ((6, 4), None, "right", "unprojected, .* projected from the right"),
+        ((4, 2, 2), "std", "reverse_std", "projected from the right, .* projected from the left"),
+    ],
+)
+def test_averages_of_another_space_are_refused_where_the_shape_is_the_same(shape, before, after, told):
+    """At full rank nothing but the sides tells spaces apart: averages of one went on as those of another."""
+    parameter = nn.Parameter(torch.randn(shape))
+
+    def options(kind):
+        return {} if kind is None else {"rank": 4, "proj_type": kind}
+
+    optimizer = DiodeMix([{"params": [parameter], **options(before)}])
+    parameter.grad = torch.randn(shape)
+    optimizer.step()
+    optimizer.step()
+    other = DiodeMix([{"params": [parameter], **options(after)}])
+    state = other.state_dict() | {"state": optimizer.state_dict()["state"]}
+    other.load_state_dict(state)
+    kept = parameter.detach().clone()
+    with pytest.raises(ValueError, match=f"{told}.*keep the rank and proj_type of the first step"):
+        other.step()
+    assert torch.equal(parameter, kept)
+
+
 def test_loading_a_state_goes_back_to_its_subspace():
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(6, 4))
