@@ -20,12 +20,27 @@ class Point(NamedTuple):
     cache: str
     threads: int | None = None
     """Where the suite's entry names a number of its own; None stands for the run's."""
+    neighbours: int | str | None = None
+    """Busy neighbours, where the suite's entry names them."""
+
+    @property
+    def call(self) -> str:
+        """``M=16 hot``."""
+        return f"M={self.tokens} {self.cache}"
 
     @property
     def title(self) -> str:
-        """``M=16 hot``, ``M=16 hot, 1 thread``."""
-        own = "" if self.threads is None else f", {counted(self.threads, 'thread')}"
-        return f"M={self.tokens} {self.cache}{own}"
+        """``M=16 hot``, ``M=16 hot, 1 thread, all cores busy``."""
+        return ", ".join([self.call, *conditions(self.threads, self.neighbours)])
+
+
+def conditions(threads: int | None, neighbours: int | str | None) -> list[str]:
+    """What a point names beside the call, in words: ``1 thread``, ``2 busy neighbours``."""
+    busy = "all cores busy" if neighbours == "all" else counted(int(neighbours or 0), "busy neighbour")
+    return [
+        *([] if threads is None else [counted(threads, "thread")]),
+        *([] if neighbours is None else [busy]),
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,21 +57,30 @@ class Total:
 
 
 def linear_points(summary: Summary) -> list[Point]:
-    """Where single layers were timed: with the run's threads first, then by tokens, hot first."""
+    """Where single layers were timed: on a quiet machine first, with the run's threads first, then by
+    tokens, hot first."""
     found = {
-        Point(int(params["tokens"]), str(params["cache"]), params.get("threads"))
+        Point(int(params["tokens"]), str(params["cache"]), params.get("threads"), params.get("neighbours"))
         for params in (case.case.params for case in summary.select("linear") if case.case.phase == "timed")
     }
     return sorted(
         found,
-        key=lambda point: (-(point.threads or math.inf), point.tokens, point.cache != "hot", point.cache),
+        key=lambda point: (
+            point.neighbours is not None,
+            str(point.neighbours),
+            -(point.threads or math.inf),
+            point.tokens,
+            point.cache != "hot",
+            point.cache,
+        ),
     )
 
 
 def headline_points(summary: Summary) -> list[Point]:
-    """Those of :func:`linear_points` that the whole run stands for: with its own number of threads,
-    where single layers were timed with that at all."""
+    """Those of :func:`linear_points` that the whole run stands for: on a quiet machine, and with its own
+    number of threads, where single layers were timed so at all."""
     points = linear_points(summary)
+    points = [point for point in points if point.neighbours is None] or points
     return [point for point in points if point.threads is None] or points
 
 

@@ -14,7 +14,7 @@ from bitbench.errors import Exit
 from bitbench.store.metrics import METRICS
 from bitbench.store.schema import PROMPT_TOKENS
 from bitbench.suite.schema import Claim
-from bitbench.suite.select import selects
+from bitbench.suite.select import counterpart, describe, selects
 
 
 class ClaimStatus(StrEnum):
@@ -114,12 +114,7 @@ def exit_code(summary: Summary, results: Sequence[ClaimResult], *, strict: bool 
 
 def describe_where(claim: Claim) -> str:
     """The selector in words: ``layer=ternary, shape=4096x4096``."""
-    parts = []
-    for key, value in claim.where.items():
-        if key == "shape" and isinstance(value, list) and all(isinstance(n, int) for n in value):
-            value = "x".join(str(n) for n in value)
-        parts.append(f"{key}={value}")
-    return ", ".join(parts) or "anything"
+    return describe(claim.where)
 
 
 def describe_bound(claim: Claim) -> str:
@@ -200,18 +195,19 @@ def _evidence(claim: Claim, case: CaseSummary, summary: Summary) -> Evidence:
         series = _ratio(claim, case, summary)
         if series is None:
             return answer(
-                ClaimStatus.NOT_EVALUATED, f"no figure of {claim.of['layer']} beside {case.case.label}"
+                ClaimStatus.NOT_EVALUATED, f"no figure of {describe(claim.of)} beside {case.case.label}"
             )
     return _judge(claim, series, summary.quick, answer)
 
 
 def _ratio(claim: Claim, case: CaseSummary, summary: Summary) -> Series | None:
-    """The metric divided by that of another layer at the same point, replicate by replicate."""
-    layer = (claim.of or {}).get("layer")
-    for other in summary.cases:
-        if other.case.point == case.case.point and other.case.layer == layer and claim.metric in other.series:
-            return case.series[claim.metric].ratio_to(other.series[claim.metric])
-    return None
+    """The metric divided by that of the case named by ``of``, replicate by replicate: all points are
+    measured in the same launches."""
+    other = counterpart(claim.of or {}, case.case, (found.case for found in summary.cases))
+    beside = next((found for found in summary.cases if other is not None and found.case.id == other.id), None)
+    if beside is None or claim.metric not in beside.series:
+        return None
+    return case.series[claim.metric].ratio_to(beside.series[claim.metric])
 
 
 def _judge(claim: Claim, series: Series | None, quick: bool, answer: Callable[..., Evidence]) -> Evidence:

@@ -44,8 +44,10 @@ class Prior:
 
 
 def like(case: Case) -> Hashable:
-    """Cases with the same key have like launches: same replicate, workload, batch and cache state."""
-    return case.replicate, case.workload, case.params.get("tokens"), case.params.get("cache")
+    """Cases with the same key have like launches: same replicate, workload, batch, cache state and busy
+    neighbours."""
+    wanted = ("tokens", "cache", "neighbours")
+    return case.replicate, case.workload, *(case.params.get(name) for name in wanted)
 
 
 @dataclass(frozen=True)

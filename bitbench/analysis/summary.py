@@ -9,7 +9,14 @@ from typing import Any
 
 from bitbench.analysis.moderation import Prior, common_priors, like
 from bitbench.analysis.remarks import remarks
-from bitbench.analysis.statistics import DISPLAY_CONFIDENCE, Estimate, Scale, Series, launch_latency
+from bitbench.analysis.statistics import (
+    DISPLAY_CONFIDENCE,
+    Estimate,
+    Scale,
+    Series,
+    launch_latency,
+    launch_mean,
+)
 from bitbench.analysis.verdicts import Verdict, correct, judge, not_comparable
 from bitbench.store.metrics import MEASURED_BYTES, METRICS
 from bitbench.store.reader import RunData, collector_paused
@@ -199,6 +206,8 @@ def _series(case: Case, records: list[Record]) -> dict[str, Series]:
     timed = {r.launch: launch_latency(r.samples_ns, r.calls) for r in records if r.samples_ns}
     if timed:
         series["time.latency"] = Series(timed, "log")
+        mean = {r.launch: launch_mean(r.samples_ns, r.calls) for r in records if r.samples_ns}
+        series["time.mean"] = Series(mean, "log")
         if case.workload == "decode":  # one call decodes one token, or reads one prompt
             prompt = case.params.get(PROMPT_TOKENS)
             rate = "decode.tokens_per_second" if prompt is None else "decode.prefill_tokens_per_second"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bitbench.suite.expand import Plan
-
-Device = Literal["cpu", "cuda"]
 
 
 def plan(
@@ -30,6 +28,7 @@ def plan(
     ),
 ) -> None:
     """Show the points, layers, launches and estimated time of a suite."""
+    from bitbench.cli.run import device_name
     from bitbench.suite.expand import expand
     from bitbench.suite.load import load_suite
 
@@ -40,7 +39,7 @@ def plan(
         typer.echo(yaml.safe_dump(loaded.resolved(), sort_keys=False, width=100), nl=False)
         return
     made = expand(
-        loaded, quick=quick, only=only or None, launches=launches, seed=seed, device=_device(device)
+        loaded, quick=quick, only=only or None, launches=launches, seed=seed, device=device_name(device)
     )
     if as_json:
         import json
@@ -50,16 +49,6 @@ def plan(
     from rich.console import Console
 
     show(made, Console())
-
-
-def _device(name: str | None) -> Device | None:
-    from bitbench.errors import UserError
-
-    if name is None:
-        return None
-    if name == "cpu" or name == "cuda":
-        return "cpu" if name == "cpu" else "cuda"
-    raise UserError(f"unknown device {name!r}", "allowed: cpu, cuda")
 
 
 def as_data(plan: Plan) -> dict[str, Any]:

@@ -59,6 +59,15 @@ def run(
     ),
     seed: int = typer.Option(None, "--seed", min=0, help="Seed in place of the suite's."),
     only: list[str] = typer.Option(None, "--only", metavar="GLOB", help="Cases whose label matches."),
+    device: str = typer.Option(
+        None, "--device", metavar="cpu|cuda", help="Device in place of the suite's.", show_default=False
+    ),
+    random_weights: bool = typer.Option(
+        False,
+        "--random-weights",
+        help="Fetch nothing: models get random weights in their shape, named so; what scores their "
+        "predictions is left out.",
+    ),
     budget: str = typer.Option(
         None,
         "--budget",
@@ -90,7 +99,9 @@ def run(
         check_writable(reports, "--reports")
         allowance = _allowance(budget, width, quick)
         wish = Wish(
-            suite, earlier, results, quick, launches, threads, seed, only or None, allowance, rerun, wait
+            *(suite, earlier, results, quick, launches, threads, seed, only or None, allowance, rerun, wait),
+            device=device_name(device),
+            random_weights=random_weights,
         )
         run_dir, code = _resume(console, wish) if resume or rerun else _new(console, wish)
     return code if code is not Exit.OK else _conclude(console, run_dir, reports, strict)
@@ -111,6 +122,29 @@ class Wish:
     allowance: Allowance | None
     rerun: Rerun | None
     wait: bool
+    device: Literal["cpu", "cuda"] | None = None
+    random_weights: bool = False
+
+    def applied(self, console: Console, suite: Suite) -> Suite:
+        """``suite`` on the device and with the weights that are asked for."""
+        from bitbench.suite.drawn import with_random_weights
+
+        if self.device is not None:
+            suite = suite.model_copy(update={"device": self.device})
+        if self.random_weights:
+            suite, notes = with_random_weights(suite)
+            for note in notes:
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
+        return suite
+
+
+def device_name(name: str | None) -> Literal["cpu", "cuda"] | None:
+    """The device called ``name``; None where none is named."""
+    if name is None or name == "cpu":
+        return None if name is None else "cpu"
+    if name == "cuda":
+        return "cuda"
+    raise UserError(f"unknown device {name!r}", "allowed: cpu, cuda")
 
 
 def _allowance(budget: str | None, width: str | None, quick: bool) -> Allowance | None:
@@ -132,7 +166,7 @@ def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
     from bitbench.execute.runner import LOGS
     from bitbench.measure.host import usable_cpus
     from bitbench.store.writer import new_run_dir
-    from bitbench.suite.expand import expand, thread_counts
+    from bitbench.suite.expand import expand
     from bitbench.suite.load import load_suite
 
     if wish.suite is None:
@@ -142,7 +176,7 @@ def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
             f"unexpected argument {str(wish.earlier)!r}",
             "a run is named together with --resume or --rerun",
         )
-    loaded = load_suite(wish.suite)
+    loaded = wish.applied(console, load_suite(wish.suite))
     # What can be refused is refused before anything is written or measured.
     expand(loaded, quick=wish.quick, only=wish.only, launches=wish.launches, seed=wish.seed)
     count = wish.threads or loaded.threads or default_threads()
@@ -155,7 +189,7 @@ def _new(console: Console, wish: Wish) -> tuple[Path, Exit]:
         run_dir = new_run_dir(wish.results, loaded.name)
         try:
             console.print("looking at the machine (torch, kernels, memory bandwidth) ...", highlight=False)
-            machine = probe(loaded.device, count, run_dir / LOGS, also=thread_counts(loaded))
+            machine = probe(loaded.device, count, run_dir / LOGS, also=_also(loaded))
             plan = expand(
                 loaded,
                 quick=wish.quick,
@@ -180,7 +214,7 @@ def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
     from bitbench.store.reader import latest_run, load_run
     from bitbench.store.schema import Status
     from bitbench.store.writer import RUN_FILE
-    from bitbench.suite.expand import expand, thread_counts
+    from bitbench.suite.expand import expand
     from bitbench.suite.load import load_suite
 
     def say(line: str) -> None:
@@ -192,7 +226,7 @@ def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
             suite, earlier = None, suite
         elif not suite.exists() and suite.suffix not in (".yaml", ".yml"):
             raise UserError(f"{suite} is neither a run nor a suite", f"runs are kept in {results}")
-    loaded: Suite | None = load_suite(suite) if suite is not None else None
+    loaded = wish.applied(console, load_suite(suite)) if suite is not None else None
     run_dir = earlier or latest_run(results, loaded.name if loaded else None)
     if not (run_dir / RUN_FILE).exists() and (results / run_dir / RUN_FILE).exists():
         run_dir = results / run_dir
@@ -216,7 +250,7 @@ def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
         anew = wish.rerun is Rerun.ALL
         peaks = wish.rerun in (Rerun.STALE, Rerun.ALL)
         count = wish.threads or info.threads
-        machine = probe(device, count, run_dir / LOGS, peaks=peaks, also=thread_counts(loaded))
+        machine = probe(device, count, run_dir / LOGS, peaks=peaks, also=_also(loaded))
         if wish.rerun is Rerun.STALE:
             changed = changed_code(stored, machine)
             anew = bool(changed)
@@ -365,6 +399,15 @@ def _where(machine: Machine, suite: Suite) -> str:
         return "measuring " + ", ".join(gpu["name"] for gpu in machine.facts.get("cuda_devices", []))
     found = "no GPU found: measuring the CPU" if suite.device == "auto" else "measuring the CPU"
     return f"{found} ({cpu_model()})"
+
+
+def _also(suite: Suite) -> set[int]:
+    """Numbers of threads whose limits are measured too: none on a GPU, whose limits are its own."""
+    from bitbench.measure.lock import expected_device
+    from bitbench.suite.expand import thread_counts
+
+    device = expected_device(suite.device)
+    return set() if device == "cuda" else thread_counts(suite, device)
 
 
 def _device(machine: Machine) -> Literal["cpu", "cuda"]:

@@ -15,7 +15,6 @@ from typing import Any
 class Architecture:
     """The shape of a network of :mod:`impl.models.llama`."""
 
-    title: str
     source: str
     """Where the shape is published."""
     config: Mapping[str, Any]
@@ -44,8 +43,15 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "smollm2-135m-random": Architecture(
+        "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+        {
+            "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_layers": 30,
+            "num_heads": 9, "num_kv_heads": 3, "context": 8192, "rope_theta": 100_000.0,
+            "norm_eps": 1e-5, "tie_embeddings": True,
+        },
+    ),
     "bitnet-2b-random": Architecture(
-        "The shape of BitNet b1.58 2B4T, with random weights",
         "https://huggingface.co/microsoft/bitnet-b1.58-2B-4T",
         {
             "vocab_size": 128_256, "hidden_size": 2560, "intermediate_size": 6912, "num_layers": 30,
@@ -54,3 +60,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
     ),
 }  # fmt: skip
+
+
+def drawn_name(model: str) -> str:
+    """What random weights in the shape of the model called ``model`` are called."""
+    return f"{model}-random"

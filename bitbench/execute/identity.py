@@ -112,6 +112,7 @@ def _code_pairs(info: RunInfo, new: CodeIdentity, machine: Machine) -> dict[str,
         "bitbench version": (old.bitbench, new.bitbench),
         "source code": (old.digest, new.digest),
         "native library": (_native(old), _native(new)),
+        **({"CUDA library": (_cuda(old), _cuda(new))} if machine.device == "cuda" else {}),
     }
 
 
@@ -153,6 +154,10 @@ def _torch(facts: dict[str, Any]) -> str:
 
 def _native(code: CodeIdentity) -> tuple[Any, Any]:
     return code.native.get("library_sha256"), code.native.get("isa")
+
+
+def _cuda(code: CodeIdentity) -> Any:
+    return (code.native.get("cuda") or {}).get("library_sha256")
 
 
 def _short(value: Any) -> str:

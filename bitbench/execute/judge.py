@@ -9,6 +9,7 @@ from bitbench.execute.dispatch import dispatch_of, unmet
 from bitbench.execute.jobs import Job, Visit, layer_spec, threads_at
 from bitbench.layers import registry
 from bitbench.measure.clock import Series
+from bitbench.measure.neighbours import Neighbours
 from bitbench.measure.roofline import Ruler
 from bitbench.store.schema import Status
 from bitbench.workloads.base import Subject
@@ -23,7 +24,16 @@ class Judgement:
     dispatch: dict[str, str]
 
 
-def judge(subject: Subject, series: Series, job: Job, ruler: Ruler, *, visit: Visit, layer: str) -> Judgement:
+def judge(
+    subject: Subject,
+    series: Series,
+    job: Job,
+    ruler: Ruler,
+    *,
+    visit: Visit,
+    layer: str,
+    neighbours: Neighbours,
+) -> Judgement:
     """Status and figures of a subject whose outputs were right before and after timing.
 
     Where several things are wrong, the one that says most about the others is told: another kernel
@@ -32,6 +42,8 @@ def judge(subject: Subject, series: Series, job: Job, ruler: Ruler, *, visit: Vi
     """
     seconds = median(series.samples_ns) / series.calls / 1e9
     metrics = {"cpu.utilisation": series.utilisation(threads_at(job, visit)), **subject.metrics()}
+    if neighbours.count:
+        metrics["cpu.neighbours"] = float(neighbours.count)
     notes: list[str] = []
     work = subject.work()
     too_fast = None
@@ -49,6 +61,13 @@ def judge(subject: Subject, series: Series, job: Job, ruler: Ruler, *, visit: Vi
     status, reason = Status.OK, ""
     if other := unmet(kind, spec, visit.spec, subject.kernel) or subject.fallback():
         status, reason = Status.FALLBACK, other
-    elif wrong := subject.invalid() or too_fast:
+    elif wrong := subject.invalid() or _deserted(neighbours) or too_fast:
         status, reason = Status.INVALID, wrong
     return Judgement(status, reason, metrics, notes, dispatch_of(kind, spec, subject.kernel))
+
+
+def _deserted(neighbours: Neighbours) -> str | None:
+    """Why the machine was less busy than the point says, or None."""
+    if not neighbours.lost:
+        return None
+    return f"{neighbours.lost} of {neighbours.count} busy neighbours ended before the point did"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from bitbench.store.schema import Record
 
-TIMED, ONCE = "time", "measure"
+TIMED, ONCE, LOADED = "time", "measure", "load"
 """Stages whose length is what is measured (:mod:`bitbench.execute.jobs`, event ``at``)."""
 
 
@@ -24,8 +24,8 @@ class Observer:
     """Follows a worker's events and keeps the window in which its present point was measured.
 
     The layers of a timed point take turns of a few milliseconds, far below what a device's counters
-    resolve: they share one window, and its figures stand for all of them. Only a layer that was
-    timed alone is given the energy of a call.
+    resolve: they share one window, and its figures stand for all of them. A layer that was kept at work
+    alone is given the figures of that; only it, and one that was timed alone, the energy of a call.
     """
 
     def __init__(self, beside: Beside, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,17 +34,24 @@ class Observer:
         self._stage = ""
         self._started = self._ended = 0.0
         self._timed: set[str] = set()
+        self._loaded: dict[str, tuple[float, float]] = {}
+        """When each case was kept at work alone."""
+        self._case = ""
 
     def at(self, event: dict[str, Any]) -> None:
         """The worker says where it is."""
         stage, now = event["stage"], self._clock()
         if stage == ONCE or (stage == TIMED and self._stage != TIMED):
-            self._started, self._timed = now, set()
+            self._started, self._timed, self._loaded = now, set(), {}
         if stage == TIMED:
             self._timed.add(event["case"])
         if self._stage == TIMED and stage != TIMED:
             self._ended = now
-        self._stage = stage
+        if self._stage == LOADED:
+            self._loaded[self._case] = (self._loaded[self._case][0], now)
+        if stage == LOADED:
+            self._loaded[event["case"]] = (now, now)
+        self._stage, self._case = stage, event["case"]
 
     def add(self, record: Record) -> Record:
         """``record``, which has just come, with figures of the GPU and notes on what disturbed."""
@@ -55,6 +62,10 @@ class Observer:
         alone = timed and self._timed == {record.case}
         calls = record.calls * len(record.samples_ns) if alone else 0
         figures = self._beside.over(self._started, ended, calls=calls)
+        if record.case in self._loaded:
+            begun, done = self._loaded[record.case]
+            made = round(record.metrics.get("gpu.calls_per_s", 0.0) * (done - begun))
+            figures |= self._beside.over(begun, done, calls=made)
         notes = self._beside.notes(self._started, ended) if timed else []
         if not figures and not notes:
             return record

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from bitbench.execute.dispatch import dispatch_of, unmet
 from bitbench.execute.isa import own_isa, use_isa
 from bitbench.execute.jobs import Job, Visit, derive_seed
-from bitbench.execute.outcome import of_exception
+from bitbench.execute.outcome import end_if_lost, of_exception
 from bitbench.execute.point import context_for, layer_specs, opened
 from bitbench.execute.seeds import set_seeds
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
 from bitbench.measure.memory import reset_peak
+from bitbench.measure.timers import Gpu, TorchGpu
 from bitbench.store.metrics import METRICS
 from bitbench.store.schema import Record, Status
 from bitbench.store.writer import utc_now
@@ -52,6 +53,7 @@ def measure_point(job: Job, visit: Visit, emit: Callable[[Record], None], announ
             )
     if not able:
         return
+    gpu = TorchGpu() if job.device == "cuda" else None
     context = context_for(job, visit, derive_seed(job.seed, "once", visit.point))
     with opened(workload_registry.get(visit.workload), visit, context) as session, own_isa():
         for layer in able:
@@ -61,10 +63,12 @@ def measure_point(job: Job, visit: Visit, emit: Callable[[Record], None], announ
                 # has used up nor the memory it has left behind.
                 set_seeds(context.seed)
                 gc.collect()
-                emit(_measured(session, visit, layer, specs[layer], replicate))
+                emit(_measured(session, visit, layer, specs[layer], replicate, gpu))
 
 
-def _measured(session: Session, visit: Visit, layer: str, spec: LayerSpec, replicate: int) -> Record:
+def _measured(
+    session: Session, visit: Visit, layer: str, spec: LayerSpec, replicate: int, gpu: Gpu | None
+) -> Record:
     started, clock = utc_now(), time.monotonic()
     status, reason, outcome = Status.OK, "", Outcome({})
     reset_peak()
@@ -76,6 +80,7 @@ def _measured(session: Session, visit: Visit, layer: str, spec: LayerSpec, repli
             raise ValueError(f"metrics unknown to bitbench.store.metrics: {sorted(unknown)}")
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
+        end_if_lost(gpu)
         status, reason = of_exception(error)
         outcome = Outcome({})
     kind = layer_registry.get(spec.kind)

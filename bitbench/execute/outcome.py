@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import traceback
 
-from bitbench.measure.timers import ClockFault
+from bitbench.measure.timers import ClockFault, Gpu
 from bitbench.store.schema import Status
 from bitbench.workloads.base import Unsupported
 
 REASON_LENGTH = 300
+
+DEVICE_LOST = 86
+"""Exit code of a worker that can no longer use its GPU."""
 
 OOM_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 """How torch's CPU allocator, CUDA and the C library word it, in lower case."""
@@ -38,7 +44,25 @@ def of_death(exit_code: int | None, memory_was_short: bool, log: str) -> tuple[S
         if exit_code == -signal.SIGKILL and memory_was_short:
             return Status.OOM, "the worker was killed for memory (SIGKILL while memory was short)"
         return Status.CRASH, f"the worker died of {name}; see {log}"
+    if exit_code == DEVICE_LOST:
+        return Status.CRASH, f"an error on the GPU made it unusable for the worker; see {log}"
     return Status.CRASH, f"the worker ended early with exit code {exit_code}; see {log}"
+
+
+def end_if_lost(gpu: Gpu | None) -> None:
+    """End the process where its GPU answers nothing but the error just met.
+
+    After an access outside its memory, say, every later call of the process fails, of whatever layer. The
+    runner books the death to the case in flight and goes on with a new worker.
+    """
+    if gpu is None:
+        return
+    try:
+        gpu.synchronize()
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(DEVICE_LOST)
 
 
 def one_line(text: str) -> str:

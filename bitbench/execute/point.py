@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import random
 import sys
 import time
@@ -20,12 +21,15 @@ from typing import Any
 from bitbench.execute.isa import own_isa, use_isa
 from bitbench.execute.jobs import Job, Visit, derive_seed, layer_spec, threads_at
 from bitbench.execute.judge import judge
-from bitbench.execute.outcome import of_exception
+from bitbench.execute.outcome import end_if_lost, of_exception, one_line
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
+from bitbench.measure import host
 from bitbench.measure.clock import Budget, Series, shuffled
+from bitbench.measure.neighbours import Neighbours, usable_beside
 from bitbench.measure.roofline import Rulers
 from bitbench.measure.timers import (
+    FLUSH_CALLS,
     GRAPH_BELOW_NS,
     CpuTimer,
     EventTimer,
@@ -40,6 +44,8 @@ from bitbench.store.writer import utc_now
 from bitbench.workloads import registry as workload_registry
 from bitbench.workloads.base import Context, Session, Subject, Unsupported
 
+LOAD_BLOCK_NS = 20_000_000
+
 Announce = Callable[[str, str], None]
 """Called with (layer, stage) before work on a layer starts."""
 
@@ -52,6 +58,13 @@ class Entrant:
     order: int
     subject: Subject
     timer: Timer = field(default_factory=CpuTimer)
+    step: int = 1
+    """What the calls of a block are a multiple of, for the timer's sake."""
+    most: int | None = None
+    """Most calls of a block, for the timer's sake."""
+    notes: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Figures that the ways of timing and loading it give."""
     warmth: Warmth | None = None
     before: Check | None = None
     after: Check | None = None
@@ -91,6 +104,8 @@ class TimedPoint:
         self.specs = layer_specs(job)
         self.entrants: dict[str, Entrant] = {}
         """Layers still in the running, in the order built."""
+        self.neighbours = Neighbours(0)
+        """At work whenever layers warm up or are timed."""
         self.started = utc_now()
         self.clock = time.monotonic()
 
@@ -103,7 +118,7 @@ class TimedPoint:
         kind = workload_registry.get(self.visit.workload)
         with threads_of(self.job, self.visit), opened(kind, self.visit, context) as session, own_isa():
             self._build(session)
-            with torch.inference_mode():
+            with neighbours_of(self.visit) as self.neighbours, torch.inference_mode():
                 self._prepare()
                 yield
             self.entrants.clear()
@@ -126,7 +141,8 @@ class TimedPoint:
             with self._attributed(entrant.layer, entrant.order):
                 self.announce(entrant.layer, "warm-up")
                 self.enter(entrant.layer)
-                self._warm(entrant)
+                with self.neighbours.busy():
+                    self._warm(entrant)
                 self.announce(entrant.layer, "check")
                 entrant.before = entrant.subject.check()
                 if not entrant.before.passed:
@@ -138,12 +154,25 @@ class TimedPoint:
         subject = entrant.subject
         entrant.timer = self.timer
         if self.gpu is not None and subject.flush:
-            entrant.timer = FlushTimer(self.gpu)
-        entrant.warmth = settle(subject, entrant.timer, self.budget)
-        if self.gpu is None or not subject.replayable or entrant.call_ns >= GRAPH_BELOW_NS:
+            entrant.timer, entrant.most = FlushTimer(self.gpu), FLUSH_CALLS
+        # Also where it is replayed later: nothing may be launched for the first time while it is captured.
+        entrant.warmth = settle(subject, entrant.timer, self.budget, most=entrant.most)
+        if self.gpu is None or not subject.replayable:
             return
-        entrant.timer = GraphTimer(self.gpu, subject.rotation)
-        entrant.warmth = settle(subject, entrant.timer, self.budget)
+        if not subject.many_kernels and entrant.call_ns >= GRAPH_BELOW_NS:
+            return
+        eager = entrant.call_ns
+        graph = GraphTimer(self.gpu, subject.rotation, size=subject.block_calls)
+        try:
+            entrant.warmth = settle(subject, graph, self.budget, step=graph.size)
+        except RuntimeError as error:
+            # Such as work that waits for the device. Where the error is another, it comes again.
+            traceback.print_exc(file=sys.stderr)
+            entrant.notes.append(f"launched call by call, for it cannot be captured: {one_line(str(error))}")
+            entrant.warmth = settle(subject, entrant.timer, self.budget)
+            return
+        entrant.timer, entrant.step = graph, graph.size
+        entrant.metrics["time.eager"] = eager / 1e9
 
     def enter(self, layer: str) -> None:
         """To be called, untimed, before ``layer`` is called after others may have been."""
@@ -152,7 +181,35 @@ class TimedPoint:
     def leave(self, layer: str, error: BaseException) -> None:
         """``layer`` raised ``error`` while it was timed: that becomes its record."""
         traceback.print_exc(file=sys.stderr)
+        end_if_lost(self.gpu)
         self.fail(layer, self.entrants.pop(layer).order, *of_exception(error))
+
+    def loads(self) -> float:
+        """Seconds for which each layer is to be kept at work alone in this launch."""
+        wanted: float | None = self.visit.spec.get("load")
+        return wanted if wanted and self.gpu is not None and self.launch == 0 else 0.0
+
+    def load(self, layer: str, seconds: float) -> None:
+        """Keep ``layer`` at work alone, so that the machine's counters can be read beside it.
+
+        The host waits for the device some fifty times a second and no more often. A layer that needs a flush
+        before each call cannot be loaded: the device would be at work on flushes.
+        """
+        entrant = self.entrants[layer]
+        subject = entrant.subject
+        if subject.flush:
+            return
+        with self._attributed(layer, entrant.order):
+            self.announce(layer, "load")
+            self.enter(layer)
+            calls = subject.block_calls or -(-LOAD_BLOCK_NS // entrant.call_ns // entrant.step) * entrant.step
+            calls = min(calls, subject.max_calls or calls)
+            made, started = 0, time.monotonic()
+            while (elapsed := time.monotonic() - started) < seconds:
+                subject.reset()
+                entrant.timer.block(subject.call, calls)
+                made += calls
+            entrant.metrics["gpu.calls_per_s"] = made / elapsed
 
     def conclude(self, layer: str, series: Series) -> None:
         """Check ``layer`` again and give its record, with what was timed."""
@@ -167,7 +224,15 @@ class TimedPoint:
                 return
             self.announce(layer, "judge")
             entrant.subject.timed(median(series.samples_ns) / series.calls / 1e9)
-            judgement = judge(entrant.subject, series, self.job, self.ruler, visit=self.visit, layer=layer)
+            judgement = judge(
+                entrant.subject,
+                series,
+                self.job,
+                self.ruler,
+                visit=self.visit,
+                layer=layer,
+                neighbours=self.neighbours,
+            )
             self.emit(
                 Record(
                     case=self.visit.cases[layer],
@@ -180,12 +245,16 @@ class TimedPoint:
                     order=entrant.order,
                     timer=series.timer,
                     stop=series.stop,
-                    notes=[*judgement.notes, *([warmth.note] if warmth is not None and warmth.note else [])],
+                    notes=[
+                        *judgement.notes,
+                        *entrant.notes,
+                        *([warmth.note] if warmth is not None and warmth.note else []),
+                    ],
                     kernel=entrant.subject.kernel,
                     dispatch=judgement.dispatch,
                     before=entrant.before,
                     after=entrant.after,
-                    metrics=judgement.metrics,
+                    metrics={**judgement.metrics, **entrant.metrics},
                     started=self.started,
                     wall_s=time.monotonic() - self.clock,
                 )
@@ -196,8 +265,11 @@ class TimedPoint:
         """An exception inside costs this layer only: it becomes its record, and the layer leaves."""
         try:
             yield
+            if self.gpu is not None:
+                self.gpu.synchronize()  # what goes wrong on the device does so in its own layer
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
+            end_if_lost(self.gpu)
             self.fail(layer, order, *of_exception(error))
             self.entrants.pop(layer, None)
 
@@ -271,6 +343,25 @@ def threads_of(job: Job, visit: Visit) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(job.threads)
+
+
+def neighbours_of(visit: Visit) -> Neighbours:
+    """The busy neighbours that the point asks for, none as a rule.
+
+    Raises :class:`Unsupported` where those are more than the processors that the run may use.
+    """
+    wanted = visit.spec.get("neighbours")
+    if wanted is None:
+        return Neighbours(0)
+    # This process may be kept on some of them; the one that runs it is not.
+    usable = usable_beside(os.getppid()) or host.usable_cpus()
+    count = len(usable) if wanted == "all" else int(wanted)
+    if count > len(usable):
+        raise Unsupported(
+            f"{count} neighbours are more than the {len(usable)} processors that can be used here: write "
+            f"`neighbours: all`, or at most {len(usable)}"
+        )
+    return Neighbours(count, usable)
 
 
 @contextlib.contextmanager

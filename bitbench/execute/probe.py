@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bitbench.errors import UserError
@@ -57,7 +58,8 @@ def facts(job: Job) -> dict[str, Any]:
 
 
 def native() -> dict[str, Any]:
-    """Which kernels ``impl`` found, as plain JSON; ``library_sha256`` tells two builds apart.
+    """Which kernels ``impl`` found, as plain JSON; ``library_sha256`` tells two builds apart,
+    of the processor's kernels and, under ``cuda``, of a GPU's.
 
     The library is named, not located: where it lies is the user's own business.
     """
@@ -65,10 +67,17 @@ def native() -> dict[str, Any]:
     from impl import native as binding
 
     described: dict[str, Any] = json.loads(json.dumps(asdict(impl.capabilities()), default=str))
-    path = binding.library_path()
+    _name_only(described, binding.library_path())
+    if isinstance(described.get("cuda"), dict):
+        from impl.native import cuda
+
+        _name_only(described["cuda"], cuda.library_path())
+    return described
+
+
+def _name_only(described: dict[str, Any], path: Path | None) -> None:
     described["library"] = path.name if path else None
     described["library_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest() if path else None
-    return described
 
 
 def _gpu(index: int) -> dict[str, Any]:

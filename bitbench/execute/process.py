@@ -29,6 +29,7 @@ LOG_TAIL = 400
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 LIBRARY_VARIABLE, BACKEND_VARIABLE = "BITIMPL_LIBRARY_PATH", "BITIMPL_BACKEND"
+CUDA_LIBRARY_VARIABLE = "BITIMPL_CUDA_LIBRARY_PATH"
 
 
 class Hang(Exception):
@@ -149,6 +150,7 @@ def worker_environment(job: Job) -> dict[str, str]:
     variables = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(job.threads))}
     if job.side_root and OWN_PACKAGE in job.side_packages:
         variables.pop(LIBRARY_VARIABLE, None)
+        variables.pop(CUDA_LIBRARY_VARIABLE, None)
         own = Path(job.side_root) / OWN_PACKAGE / NATIVE_DIR
         if any(own.glob("*.so")):
             variables[LIBRARY_VARIABLE] = str(own)

@@ -148,7 +148,8 @@ class _SteeredPoint:
         answer = "timed"
         try:
             self.point.enter(layer)
-            take_turn(entrant.subject, entrant.timer, Turn(made, command.blocks, command.stop), series)
+            with self.point.neighbours.busy():
+                take_turn(entrant.subject, entrant.timer, Turn(made, command.blocks, command.stop), series)
         except Exception as error:
             self.point.leave(layer, error)
             answer = "left"

@@ -8,11 +8,9 @@ parent, and where memory runs out it is the process the kernel should take.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -21,15 +19,16 @@ from typing import Any, BinaryIO, TextIO
 from bitbench.errors import UserError
 from bitbench.execute.imports import import_from
 from bitbench.execute.jobs import Job, Pair, Visit
-from bitbench.execute.outcome import of_exception
+from bitbench.execute.outcome import end_if_lost, of_exception
 from bitbench.execute.seeds import set_seeds
 from bitbench.measure.host import last_level_cache
+from bitbench.measure.lifeline import end_with
 from bitbench.measure.peaks import measure_peaks
 from bitbench.measure.roofline import Peaks, Rulers
+from bitbench.measure.timers import TorchGpu
 from bitbench.store.schema import Record
 from bitbench.store.writer import utc_now
 
-PR_SET_PDEATHSIG = 1
 OOM_SCORE = "800"
 """Raised so that the kernel takes the worker, not the runner that keeps the records."""
 
@@ -50,10 +49,7 @@ class Events:
 
 def follow_parent(parent: int) -> None:
     """Die with the process ``parent`` (Linux), and be the first to go when memory runs out."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
+    end_with(parent)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
@@ -119,6 +115,7 @@ def _visit(job: Job, visit: Visit, events: Events, rulers: Rulers) -> None:
             measure_point(job, visit, emit, announce)
     except Exception as error:  # the point could not be opened or closed: all its cases share that
         traceback.print_exc(file=sys.stderr)
+        end_if_lost(TorchGpu() if job.device == "cuda" else None)
         status, reason = of_exception(error)
         for case in visit.cases.values():
             for launch in visit.launches:

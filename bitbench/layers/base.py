@@ -65,6 +65,9 @@ class LayerKind(ABC):
     backends: ClassVar[tuple[str, ...]] = ()
     """What may serve this kind and can be told by :meth:`dispatch`: the values ``require_backend``
     takes. Empty: the kind cannot tell."""
+    draws_in_place: ClassVar[bool] = False
+    """Whether :meth:`random` draws on torch's default device, so that a large layer for a GPU need not be
+    drawn by the processor and copied."""
 
     @abstractmethod
     def cost(self, spec: Any, in_features: int, out_features: int) -> LayerCost:
@@ -91,6 +94,16 @@ class LayerKind(ABC):
     @abstractmethod
     def convert(self, spec: Any, linear: nn.Linear) -> nn.Module:
         """The layer that replaces a trained ``linear``: weights and bias kept, ready for inference."""
+
+    def made(
+        self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int, device: str
+    ) -> nn.Module:
+        """:meth:`random` on ``device``. Which numbers are drawn depends on the device."""
+        import torch
+
+        with torch.device(device if self.draws_in_place else "cpu"):
+            module = self.random(spec, in_features, out_features, bias=bias, seed=seed)
+        return module.to(device)
 
     def copies(self, module: nn.Module, count: int) -> list[nn.Module]:
         """``count`` layers like ``module`` in memory of their own, to read weights from memory in turn."""

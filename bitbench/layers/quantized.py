@@ -26,10 +26,20 @@ NATIVE_ISAS = get_args(Isa)
 """Instruction sets the native kernels are compiled for (csrc/cpu/isa.cpp)."""
 
 
+GPU_FORMATS = ("two_bit", "base3")
+"""Formats that have CUDA kernels (csrc/include/impl_cuda.h)."""
+
+
+def on_reference() -> bool:
+    """Whether the user wants torch's reference in place of kernels."""
+    return os.environ.get("BITIMPL_BACKEND") == "torch"
+
+
 class Quantized(LayerKind):
     """What the three kinds share; each says its format, its components and its options."""
 
     backends = ("native", "torch", *NATIVE_ISAS)
+    draws_in_place = True
     operator: str
     """First part of its kernels' names: ``ternary_linear``."""
 
@@ -90,14 +100,31 @@ class Quantized(LayerKind):
         passes = 2 if spec.activation_bits == 16 or both_ternary else 1
         return LayerCost(codes, scales, k * FORMAT_BITS[self.format(spec)], k * passes * weights, compute)
 
+    def input_dtype(self, spec: Any) -> str:
+        return str(spec.dtype)
+
+    def unsupported(self, spec: Any, device: str) -> str | None:
+        if device == "cpu":
+            return None
+        if spec.isa is not None:
+            return (
+                f"isa: {spec.isa} names instructions of a CPU; leave it out for a layer that runs on {device}"
+            )
+        if spec.form == "packed" and self.format(spec) not in GPU_FORMATS and not on_reference():
+            return (
+                f"{self.format(spec)} weights have no kernels for {device} yet: measure them on the CPU, or "
+                "torch's reference of them with BITIMPL_BACKEND=torch"
+            )
+        return None
+
     def numerics(self, spec: Any) -> dict[str, Any]:
-        return spec.model_dump(mode="json", exclude={"kind", "format", "isa", *CONDITIONS})
+        return spec.model_dump(mode="json", exclude={"kind", "format", "isa", "dtype", *CONDITIONS})
 
     def random(self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int) -> nn.Module:
         if spec.form == "training":
             import torch
 
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
             module = self.trainable(spec, in_features, out_features, bias=bias)
             with torch.no_grad():
                 for parameter in module.parameters():
@@ -117,7 +144,7 @@ class Quantized(LayerKind):
         """Random codes int8 ``[components, rows, columns]``, their scales, and a bias where one is wanted."""
         import torch
 
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         k = self.components(spec)
         groups = -(-columns // spec.group_size) if spec.group_size else 1
         scale_rows = rows if self.scale_per(spec) == "row" else 1
@@ -154,12 +181,14 @@ class Quantized(LayerKind):
 
     def tolerance(self, spec: Any, in_features: int) -> float:
         k = self.components(spec)
+        # The output is rounded once more to a type shorter than float32.
+        last = 0.0 if spec.dtype == "float32" else ROUNDING[spec.dtype]
         if spec.form == "training" or spec.activation_bits is None:
-            return k * float_tolerance(in_features) + ROUNDING["float32"]
+            return k * float_tolerance(in_features) + ROUNDING["float32"] + last
         # Dot products are exact; what is left is the float32 epilogue: a product and a sum per
         # component and group, the activation scale and the bias, half a unit each.
         groups = -(-in_features // spec.group_size) if spec.group_size else 1
-        return ULP * (4 + k * groups)
+        return ULP * (4 + k * groups) + last
 
     def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
         from bitbench.workloads.base import Unsupported
@@ -206,11 +235,13 @@ class Quantized(LayerKind):
             return {}
         format, activations, road, isa = parts
         by = {"backend": "torch"} if isa == "torch" else {"backend": "native", "isa": isa}
+        if isa.startswith("sm_"):
+            by["device"] = "cuda"
         said = {"format": format, "activations": activations, "road": road}
         return {**by, "operator": operator, "packed": "yes", **said}
 
     def fallback(self, spec: Any, kernel: str) -> str | None:
-        if spec.form == "training" or os.environ.get("BITIMPL_BACKEND") == "torch":
+        if spec.form == "training" or on_reference():
             return None
         expected = tuple(f"{name}/{self.format(spec)}/" for name in (self.operator, self.convolution))
         isa = kernel.rpartition("/")[2]

@@ -73,13 +73,17 @@ class QuantizedSpec(LayerSpec):
     isa: Isa | None = None
     """Instruction set of the kernels, packed form only; null means the best here, or BITIMPL_ISA's.
     Where the machine or the build lacks it, the case is ``unsupported``."""
+    dtype: FloatType = "float32"
+    """Type of input and output where the layer is measured alone; in a model they have the model's."""
 
     @model_serializer(mode="wrap")
-    def _without_isa(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A layer that names none is described, and identified, as before there was a choice.
         described: dict[str, Any] = serialise(self)
         if self.isa is None:
             described.pop("isa", None)
+        if self.dtype == "float32":
+            described.pop("dtype", None)
         return described
 
     @model_validator(mode="after")
@@ -124,6 +128,7 @@ class LatentFreeSpec(LayerSpec):
     # What a binary layer has besides and this one has not.
     group_size: ClassVar[None] = None
     scale_dtype: ClassVar[str] = "float32"
+    dtype: ClassVar[str] = "float32"
     isa: ClassVar[None] = None
     ste: ClassVar[str] = "clip"
 

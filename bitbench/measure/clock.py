@@ -93,7 +93,7 @@ class Turn:
     stop: Stop = "seconds"
     """What ends the timing. ``seconds``: the time for the layer is used up. ``blocks``: a call is so
     long that the fewest blocks, a mirrored pair of turns, take more than that. ``calls``: the layer
-    itself says how many calls make a block."""
+    itself, or its timer, says how many calls make a block."""
 
 
 def shuffled(names: Sequence[str], rng: random.Random) -> list[str]:
@@ -122,23 +122,29 @@ def plan(
     limits: Mapping[str, int | None],
     budget: Budget,
     fixed: Mapping[str, int] = NONE,
+    steps: Mapping[str, int] = NONE,
 ) -> tuple[int, dict[str, Turn]]:
     """Rounds, and what each layer does in its turn, to spend ``budget.seconds`` on each layer.
 
     ``call_ns`` holds the time of one call, ``limits`` the most calls between two resets, ``fixed``
-    the calls of a block where the layer leaves no choice. The number of rounds is common to all
-    layers, even, and set by the slowest; faster layers take several blocks a turn, so that each has
-    enough blocks for a median.
+    the calls of a block where the layer leaves no choice, ``steps`` what the calls of a block are a
+    multiple of. The number of rounds is common to all layers, even, and set by the slowest; faster
+    layers take several blocks a turn, so that each has enough blocks for a median.
     """
-    block_of = {name: max(one * fixed.get(name, 1), budget.block_ns) for name, one in call_ns.items()}
+    least = {name: fixed.get(name) or steps.get(name, 1) for name in call_ns}
+    block_of = {name: max(one * least[name], budget.block_ns) for name, one in call_ns.items()}
     # The longest of the shortest turns.
-    slowest = max(max(block_of[name], one * fixed.get(name, LEAST_CALLS)) for name, one in call_ns.items())
+    slowest = max(
+        max(block_of[name], one * (fixed.get(name) or max(LEAST_CALLS, least[name])))
+        for name, one in call_ns.items()
+    )
     rounds = max(2, min(budget.max_rounds, int(budget.seconds * 1e9 // slowest)) // 2 * 2)
     turn_ns = budget.seconds * 1e9 / rounds
     schedule = {}
     for name, one in call_ns.items():
         blocks = max(1, min(budget.max_blocks // rounds, int(turn_ns // block_of[name])))
-        calls = fixed.get(name) or max(1, int(turn_ns / blocks // one), -(-budget.block_ns // one))
+        wanted = max(1, int(turn_ns / blocks // one), -(-budget.block_ns // one))
+        calls = fixed.get(name) or -(-wanted // least[name]) * least[name]
         limit = limits[name]
         stop: Stop = "calls" if name in fixed or (limit is not None and limit < calls) else "seconds"
         if limit is not None:
@@ -180,18 +186,21 @@ def time_together(
     announce: Callable[[str], None],
     timers: Mapping[str, Timer] = NONE,
     fixed: Mapping[str, int] = NONE,
+    steps: Mapping[str, int] = NONE,
+    most: Mapping[str, int | None] = NONE,
 ) -> dict[str, Series]:
     """Time all ``subjects`` of a point in mirrored and rotated turns.
 
     ``call_ns`` comes from :func:`bitbench.measure.warmup.settle`, ``timers`` holds those of layers
-    that have one of their own, ``fixed`` is as for :func:`plan`. ``announce(name)`` is called before
-    each turn, untimed. The garbage collector is off meanwhile.
+    that have one of their own, ``fixed`` and ``steps`` are as for :func:`plan`, ``most`` the most calls
+    of a block that a layer's timer takes. ``announce(name)`` is called before each turn, untimed. The
+    garbage collector is off meanwhile.
 
     Raises:
         ClockFault: a block took no time, or less.
     """
-    limits = {name: subject.max_calls for name, subject in subjects.items()}
-    rounds, schedule = plan(call_ns, limits, budget, fixed)
+    limits = {name: _least(subject.max_calls, most.get(name)) for name, subject in subjects.items()}
+    rounds, schedule = plan(call_ns, limits, budget, fixed, steps)
     series = {name: Series(calls=turn.calls) for name, turn in schedule.items()}
     names = list(subjects)
     order = turns(names, rounds, rng.randrange(len(names)))
@@ -200,6 +209,11 @@ def time_together(
             announce(name)
             take_turn(subjects[name], timers.get(name, timer), schedule[name], series[name])
     return series
+
+
+def _least(*limits: int | None) -> int | None:
+    """The least of those that are there."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Measuring the machine's limits: fp32 and bf16 arithmetic by torch's matrix product and convolution, int8
 and bit arithmetic by loops that repeat the kernels' innermost instructions on registers, bandwidth by loops
-that only read."""
+that only read. On a GPU by torch's matrix product and copies, with the device's own clock."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bitbench.measure.roofline import CACHE_READ, Peaks
+from bitbench.measure.timers import EventTimer, TorchGpu
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,12 @@ READ_CACHES = 8
 """The buffer read for the bandwidth is this many last-level caches (within the limits below)."""
 READ_MIN, READ_MAX = 128 * 1024**2, GIB
 MM_SIZE = 1024
+GPU_MM_SIZE = 8192
+"""A GPU's multiprocessors are all at work in a product of this size, for long enough that its launch does
+not count."""
+GPU_READ = 2 * GIB
+GPU_CALLS = 5
+"""Calls between two events: a pair of events costs some microseconds."""
 CONVOLUTION = (1, 256, 30, 3)
 """Images, channels in and out, sides of image and kernel."""
 SECONDS_EACH = 0.4
@@ -35,9 +42,11 @@ def measure_peaks(device: str, threads: int, cache_bytes: int) -> Peaks:
     """Measure the limits of ``device`` with ``threads`` threads: about five seconds. Imports torch,
     whose number of threads is the same afterwards.
 
-    fp32 and bf16 by the better of ``torch.mm`` and ``conv2d`` (other libraries, one of which was seen at
-    twice the rate of the other), int8 by the better of ``torch._int_mm`` and the native loop, bits by
-    the native loop; a type that nothing here can multiply is left unmeasured.
+    On the CPU, fp32 and bf16 by the better of ``torch.mm`` and ``conv2d`` (other libraries, one of which was
+    seen at twice the rate of the other), int8 by the better of ``torch._int_mm`` and the native loop, bits
+    by the native loop. On a GPU, ``torch.mm`` and ``torch._int_mm`` on random numbers: on zeros or equal
+    ones the chip draws less power, and its clock stays higher than any real product lets it. A type that
+    nothing here can multiply is left unmeasured.
     """
     import torch
 
@@ -53,8 +62,9 @@ def _measured(device: str, threads: int, cache_bytes: int) -> Peaks:
     from impl import native
 
     rates = {kind: _multiply(device, kind) for kind in ("float32", "bfloat16", "int8")}
-    for kind in ("float32", "bfloat16"):
-        rates[kind] = max(rates[kind], _convolve(device, kind))
+    if device == "cpu":
+        for kind in ("float32", "bfloat16"):
+            rates[kind] = max(rates[kind], _convolve(device, kind))
     isas = isa_rates(device)
     own = isas.get(native.isa(), {}) if isas else {}
     return Peaks(
@@ -73,10 +83,16 @@ def read_bandwidth(device: str, cache_bytes: int) -> float:
     """Bytes a second read from a buffer much larger than the caches.
 
     The best of torch's reductions and, on the CPU, a native loop that only reads, with prefetch:
-    the reductions alone were seen to stay below the rate at which weights streamed.
+    the reductions alone were seen to stay below the rate at which weights streamed. On a GPU also a copy,
+    whose bytes count twice, read and written.
     """
     import torch
 
+    if device == "cuda":
+        half = torch.ones(GPU_READ // 8, dtype=torch.float32, device=device)
+        copy = torch.empty_like(half)
+        both = GPU_READ / _fastest(lambda: copy.copy_(half), device)
+        return max(both, half.nbytes / min(_fastest(reader, device) for reader in _readers(half)))
     size = min(max(READ_CACHES * cache_bytes, READ_MIN), READ_MAX)
     buffer = torch.ones(size // 4, dtype=torch.float32, device=device)
     return size / min(_fastest(reader, device) for reader in _readers(buffer))
@@ -122,17 +138,27 @@ def _readers(buffer: torch.Tensor) -> list[Callable[[], Any]]:
 def _multiply(device: str, kind: str) -> float:
     import torch
 
-    dtype: torch.dtype = getattr(torch, kind)
+    size = MM_SIZE if device == "cpu" else GPU_MM_SIZE
     try:
-        if kind == "int8":
-            a = torch.ones(MM_SIZE, MM_SIZE, dtype=dtype, device=device)
-            seconds = _fastest(lambda: torch._int_mm(a, a), device)
-        else:
-            a = torch.full((MM_SIZE, MM_SIZE), 0.5, dtype=dtype, device=device)
-            seconds = _fastest(lambda: torch.mm(a, a), device)
+        a = _factor(device, kind, size)
+        # A GPU's int8 units want both factors row by row along what is summed.
+        b = a if device == "cpu" else _factor(device, kind, size).t()
+        multiply = torch._int_mm if kind == "int8" else torch.mm
+        seconds = _fastest(lambda: multiply(a, b), device)
     except RuntimeError:
         return 0.0
-    return 2.0 * MM_SIZE**3 / seconds
+    return 2.0 * size**3 / seconds
+
+
+def _factor(device: str, kind: str, size: int) -> torch.Tensor:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, kind)
+    if device == "cpu":  # whose rates do not depend on the numbers
+        return torch.full((size, size), 1 if kind == "int8" else 0.5, dtype=dtype)
+    if kind == "int8":
+        return torch.randint(-127, 128, (size, size), dtype=dtype, device=device)
+    return torch.randn(size, size, dtype=dtype, device=device)
 
 
 def _convolve(device: str, kind: str) -> float:
@@ -184,15 +210,19 @@ def _native_rate(activation_bits: int) -> float:
 
 
 def _fastest(call: Callable[[], Any], device: str, seconds: float | None = None) -> float:
-    """Shortest of the calls that fit in a fixed time, after one to warm up."""
-    import torch
+    """Shortest of the calls that fit in a fixed time, after one to warm up; on a GPU by its own clock, the
+    mean of a few calls."""
+    if device == "cuda":
+        timer, calls = EventTimer(TorchGpu()), GPU_CALLS
 
-    def once() -> float:
-        start = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        def once() -> float:
+            return timer.block(call, calls) / calls / 1e9
+    else:
+
+        def once() -> float:
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
 
     once()
     best, stop = once(), time.perf_counter() + (SECONDS_EACH if seconds is None else seconds)

@@ -4,11 +4,11 @@
 ``cpu-clock``          the process's monotonic clock around the block
 ``cuda-events``        two events on the stream around the block: time on the device, the
                        host's synchronise left out
-``cuda-events-flush``  cold: the device's cache is overwritten before each call, outside the
-                       pair of events around that call
-``cuda-graph``         hot and small: the calls are captured once and replayed, so that the
-                       host's launches, which take longer than such a kernel, cannot be what
-                       is measured; a graph holds whole rotations of the buffers called on
+``cuda-events-flush``  cold, where no rotation of buffers is large enough: the device's cache is
+                       overwritten before each call, outside the pair of events around that call
+``cuda-graph``         the calls are captured once and replayed, so that the host's launches, which
+                       take longer than a small kernel, cannot be what is measured; a graph holds
+                       whole rotations of the buffers called on
 =====================  ======================================================================
 
 What the timers need of a GPU is the small port :class:`Gpu`; :class:`TorchGpu` is the real one.
@@ -28,6 +28,11 @@ read before survives twice its size in new lines."""
 
 GRAPH_CALLS = 20
 """Calls that a graph holds at least: launching one costs some microseconds, spread over them."""
+
+FLUSH_CALLS = 32
+"""Most calls of a block with a flush before each: small kernels would else spend most of a launch on
+flushes, which take several times as long as they. Over so many, what one pair of events cannot
+resolve (half a microsecond) averages out."""
 
 GRAPH_BELOW_NS = 100_000
 """Calls shorter than this are replayed from a graph: a launch takes the host 3 to 10 us, and several
@@ -65,6 +70,10 @@ class Gpu(Protocol):
     """What the timers need of a GPU."""
 
     def event(self) -> Event: ...
+
+    def synchronize(self) -> None:
+        """Wait for all work. Raises what went wrong with it."""
+        ...
 
     def flush(self) -> None:
         """Overwrite the device's last-level cache, on the stream that calls run on."""
@@ -149,15 +158,20 @@ class GraphTimer:
 
     name = "cuda-graph"
 
-    def __init__(self, gpu: Gpu, rotation: int = 1) -> None:
-        """``rotation``: buffers that successive calls go through; a graph holds whole rotations."""
+    def __init__(self, gpu: Gpu, rotation: int = 1, *, size: int | None = None) -> None:
+        """``rotation``: buffers that successive calls go through; a graph holds whole rotations.
+        ``size``: calls of a graph, where each block makes the same ones."""
         self._gpu = gpu
-        self._size = -(-GRAPH_CALLS // rotation) * rotation
+        self.size = size or -(-GRAPH_CALLS // rotation) * rotation
+        """Calls that a graph holds. A block of a multiple of it needs no second graph."""
         self._graphs: dict[int, Callable[[], None]] = {}
 
     def block(self, call: Callable[[], Any], calls: int) -> int:
-        whole, rest = divmod(calls, self._size)
-        replays = [self._graph(call, self._size)] * whole + ([self._graph(call, rest)] if rest else [])
+        whole, rest = divmod(calls, self.size)
+        # Captured here, before the clock starts.
+        replays = ([self._graph(call, self.size)] * whole if whole else []) + (
+            [self._graph(call, rest)] if rest else []
+        )
         start, end = self._gpu.event(), self._gpu.event()
         start.record()
         for replay in replays:
@@ -181,12 +195,18 @@ class TorchGpu:
     def event(self) -> Event:
         return _TorchEvent()
 
+    def synchronize(self) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+
     def flush(self) -> None:
         import torch
 
         if self._waste is None:
             size = FLUSH_FACTOR * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-            self._waste = torch.empty(size, dtype=torch.uint8, device="cuda")
+            with torch.inference_mode(False):  # else it could be written inside that mode only
+                self._waste = torch.empty(size, dtype=torch.uint8, device="cuda")
             _release_persisting_lines()
         self._waste.zero_()
 

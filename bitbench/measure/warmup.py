@@ -47,8 +47,11 @@ def warm_up(subject: Timed, timer: Timer, budget: Budget) -> int:
     return settle(subject, timer, budget).call_ns
 
 
-def settle(subject: Timed, timer: Timer, budget: Budget) -> Warmth:
+def settle(subject: Timed, timer: Timer, budget: Budget, *, step: int = 1, most: int | None = None) -> Warmth:
     """Call until two successive blocks take the same time.
+
+    Blocks are of ``step`` calls, doubled as often as they need, and of no more than ``most``: what suits
+    the timer, beside what the subject itself allows.
 
     The block doubles until it is long enough for the clock. A block may owe its length to an
     interruption, which would leave every timed block too short, so it has to be long enough twice.
@@ -67,15 +70,16 @@ def settle(subject: Timed, timer: Timer, budget: Budget) -> Warmth:
         spent += duration
         return duration
 
-    first = block(1)
+    first = block(step)
     if first >= budget.seconds * 1e9:
         # Each turn starts with an untimed call anyway; another one here would be a third of the launch.
-        return Warmth(first, "seconds")
-    calls, repeats = 1, 0
+        return Warmth(_of_one(first, step), "seconds")
+    limits = [limit for limit in (subject.max_calls, most) if limit is not None]
+    calls, repeats = step, 0
     last = block(calls)
     change: float | None = None
     while True:
-        may_double = subject.max_calls is None or 2 * calls <= subject.max_calls
+        may_double = all(2 * calls <= limit for limit in limits)
         if last < budget.block_ns and may_double:
             calls *= 2
             last = block(calls)

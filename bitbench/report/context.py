@@ -17,6 +17,7 @@ from bitbench.report.accuracy import accuracy
 from bitbench.report.answer import QUESTION, answer, caveats
 from bitbench.report.convolution import convolution
 from bitbench.report.decoding import decode
+from bitbench.report.gpu import gpu_load
 from bitbench.report.machine import telemetry
 from bitbench.report.memory import memory
 from bitbench.report.numbers import percent, with_interval
@@ -27,6 +28,7 @@ from bitbench.report.tables import Cell, Column, Figure, Section, Table
 from bitbench.report.training import training
 from bitbench.store.metrics import METRICS
 from bitbench.store.reader import RunData
+from bitbench.suite.select import describe
 
 _TONES = {ClaimStatus.PASS: "good", ClaimStatus.FAIL: "bad", ClaimStatus.INCONCLUSIVE: "warn"}
 
@@ -70,6 +72,7 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
         memory(summary, drawn.get("memory", ())),
         speed(summary, drawn.get("speed", ())),
         convolution(summary),
+        gpu_load(summary),
         decode(summary, drawn.get("decode", ())),
         accuracy(summary, drawn.get("accuracy", ())),
         *training(summary),
@@ -166,7 +169,7 @@ def _claim_row(result: ClaimResult) -> list[Cell]:
     else:
         measured = Cell("none", (result.reason,), tone="muted", case=deciding.case if deciding else "")
     gate = ("gating",) if claim.gating else ()
-    against = f" (relative to {', '.join(f'{k}={v}' for k, v in claim.of.items())})" if claim.of else ""
+    against = f" (relative to {describe(claim.of)})" if claim.of else ""
     return [
         Cell(result.status.value, gate, tone=_TONES.get(result.status, "muted"), badge=True),
         Cell(claim.says, (f"{claim.id}: {claim.metric}{against} where {describe_where(claim)}",)),

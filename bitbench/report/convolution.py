@@ -1,15 +1,16 @@
-"""Speed of single convolutions: one table a batch, memory format and number of threads."""
+"""Speed of single convolutions: one table a batch, memory format, number of threads and busy neighbours."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from bitbench.analysis.aggregate import conditions
 from bitbench.analysis.summary import CaseSummary, Summary
-from bitbench.report.speed import CELL, limits, speed_cell
+from bitbench.report.speed import CELL, beside, condition_tag, limits, speed_cell
 from bitbench.report.tables import Column, Section, Table, name_cell, without_empty
 from bitbench.suite.expand import counted
 
-_SETTING = ("batch", "memory_format", "threads")
+_SETTING = ("batch", "memory_format", "threads", "neighbours")
 _SHAPE = ("shape", "kernel", "stride", "size")
 
 
@@ -29,13 +30,13 @@ def convolution(summary: Summary) -> Section | None:
             if any((layer, shape) in by_place for shape in shapes)
         ]
         columns = [Column("Layer", numeric=False), *(Column(_title(shape), CELL) for shape in shapes)]
-        batch, memory_format, threads = setting
-        name = f"conv2d-{batch}-{memory_format}" + ("" if threads is None else f"-t{threads}")
+        batch, memory_format, threads, neighbours = setting
+        name = f"conv2d-{batch}-{memory_format}{condition_tag(threads, neighbours)}"
         title = ", ".join(
             [
                 counted(batch, "image"),
                 str(memory_format).replace("_", " "),
-                *([] if threads is None else [counted(threads, "thread")]),
+                *conditions(threads, neighbours),
             ]
         )
         tables.append(without_empty(Table(name, title, columns, rows, filterable=True)))
@@ -44,6 +45,7 @@ def convolution(summary: Summary) -> Section | None:
         "the stride where it is not 1. Cells are those of single layers; "
         f"the ratios are to `{summary.baseline}`, here `nn.Conv2d`, with images in the same memory format.",
         *(limits(summary, threads) for threads in dict.fromkeys(s[2] for s in _distinct(cases, _SETTING))),
+        beside(s[3] for s in _distinct(cases, _SETTING)),
     ]
     return Section("convolution", "Speed of convolutions", [text for text in prose if text], tables)
 

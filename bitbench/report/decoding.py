@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.report.numbers import percent
 from bitbench.report.overview import HEAD_IS, head_cells, verdict_text
+from bitbench.report.speed import launched
 from bitbench.report.tables import (
     Cell,
     Column,
@@ -85,7 +86,7 @@ def _steps_row(case: CaseSummary, head: Cell, summary: Summary, columns: int) ->
     return [
         *first,
         cell("decode.tokens_per_second"),
-        cell("time.latency", "s"),
+        figure_cell(case.value("time.latency"), "s", case=case.case.id, notes=launched(case)),
         _speedup(case, summary),
         _verdict(case, summary),
         share("decode.blocks_share"),
@@ -114,7 +115,7 @@ def _prompts_table(cases: Sequence[CaseSummary], summary: Summary) -> Table:
             rows.append([*first, *(absent(case.status) for _ in range(len(columns) - len(first)))])
             continue
         rate = figure_cell(case.value("decode.prefill_tokens_per_second"), case=case.case.id)
-        time = figure_cell(case.value("time.latency"), "s", case=case.case.id)
+        time = figure_cell(case.value("time.latency"), "s", case=case.case.id, notes=launched(case))
         rows.append([*first, rate, time, _speedup(case, summary), _verdict(case, summary)])
     return without_empty(Table("prefill", "Prefill: reading a prompt", columns, rows, filterable=True))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from bitbench.analysis.aggregate import Point, linear_points
+from bitbench.analysis.aggregate import linear_points
 from bitbench.analysis.summary import CaseSummary, Summary, summarise
 from bitbench.errors import UserError
 from bitbench.report.markdown import inline
@@ -90,7 +90,11 @@ def write_into(page: Path, run_dir: Path) -> None:
 
 def table(summary: Summary, block: Block, folder: str) -> str:
     """The body of a block: a layer a row, time of a call and share of the limit at each point."""
-    points = [point for point in linear_points(summary) if point.threads == block.threads]
+    points = [
+        point
+        for point in linear_points(summary)
+        if point.threads == block.threads and point.neighbours is None
+    ]
     rows = []
     for layer in summary.layers:
         cases = [summary.one("linear", layer, shape=block.shape, **point._asdict()) for point in points]
@@ -103,7 +107,7 @@ def table(summary: Summary, block: Block, folder: str) -> str:
             + ("" if block.threads is None else f" with threads={block.threads}"),
             "correct the head of the block, or take another run",
         )
-    heads = ["layer", *(Point(*points[i][:2]).title for i in kept)]
+    heads = ["layer", *(points[i].call for i in kept)]
     text = tabulate(
         [[row[0], *(row[i + 1] for i in kept)] for row in rows],
         headers=heads,

@@ -1,10 +1,10 @@
-"""Speed of single layers: one table a shape and number of threads."""
+"""Speed of single layers: one table a shape, number of threads and busy neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from bitbench.analysis.aggregate import linear_points, linear_shapes
+from bitbench.analysis.aggregate import conditions, linear_points, linear_shapes
 from bitbench.analysis.limits import binding_limit, peaks
 from bitbench.analysis.remarks import suspicion
 from bitbench.analysis.summary import CaseSummary, Summary
@@ -32,9 +32,10 @@ def speed(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     if not points:
         return None
     tables = []
-    for threads in dict.fromkeys(point.threads for point in points):
-        chosen = [point for point in points if point.threads == threads]
-        own = ("", "") if threads is None else (f"-t{threads}", f", {counted(threads, 'thread')}")
+    for threads, neighbours in dict.fromkeys((point.threads, point.neighbours) for point in points):
+        chosen = [p for p in points if (p.threads, p.neighbours) == (threads, neighbours)]
+        tag = condition_tag(threads, neighbours)
+        own = "".join(f", {words}" for words in conditions(threads, neighbours))
         columns = [Column("Layer", numeric=False)]
         columns += [Column(point.title, CELL) for point in chosen]
         for shape in linear_shapes(summary):
@@ -44,9 +45,9 @@ def speed(summary: Summary, figures: Sequence[Figure]) -> Section | None:
                 if any(case is not None for case in cases):  # else the suite leaves it out at this shape
                     rows.append([name_cell(layer), *(speed_cell(summary, case) for case in cases)])
             name = shape_text(shape)
-            title = f"{name} (out x in){own[1]}"
+            title = f"{name} (out x in){own}"
             if rows:
-                table = Table(f"speed-{name}{own[0]}", title, columns, rows, filterable=True)
+                table = Table(f"speed-{name}{tag}", title, columns, rows, filterable=True)
                 tables.append(without_empty(table))
     prose = [
         f"Each cell: time of one call with M tokens; the speed-up against `{summary.baseline}`; the "
@@ -54,9 +55,26 @@ def speed(summary: Summary, figures: Sequence[Figure]) -> Section | None:
         "limit that was reached, and which limit binds. Quantising the activations is inside the timed "
         "call. Sorting is by time.",
         *(limits(summary, threads) for threads in dict.fromkeys(point.threads for point in points)),
+        _replays(summary),
         _suspicions(summary),
+        beside(point.neighbours for point in points),
     ]
     return Section("speed", "Speed of single layers", [text for text in prose if text], tables, list(figures))
+
+
+def condition_tag(threads: int | None, neighbours: int | str | None) -> str:
+    """What tells a table of such points apart: ``-t1-nall``."""
+    return ("" if threads is None else f"-t{threads}") + ("" if neighbours is None else f"-n{neighbours}")
+
+
+def beside(neighbours: Iterable[int | str | None]) -> str:
+    """What busy neighbours are; empty where no point has any."""
+    if all(found is None for found in neighbours):
+        return ""
+    return (
+        "Busy neighbours are processes that keep a core busy each while layers are called, as other programs "
+        "would. Times beside them are those of a shared machine, and shares of the limit fall with them."
+    )
 
 
 def limits(summary: Summary, threads: int | None) -> str:
@@ -87,6 +105,16 @@ def named_isas(summary: Summary) -> set[str]:
     return {str(layer["isa"]) for layer in summary.layers.values() if layer.get("isa")}
 
 
+def _replays(summary: Summary) -> str:
+    """How short calls were timed on a GPU; empty where none was replayed."""
+    if not any(case.value("time.eager") for case in summary.cases):
+        return ""
+    return (
+        "Where a cell says what a call takes launched from the host, its time is that of a captured graph "
+        "that is replayed: the host's launches, and Python, are not in it."
+    )
+
+
 def _suspicions(summary: Summary) -> str:
     """What the word in a cell means; empty where no result is suspicious."""
     if not any(suspicion(case.notes) for case in summary.cases):
@@ -95,6 +123,12 @@ def _suspicions(summary: Summary) -> str:
         "A result called suspicious is above a measured limit, but not by so much that it cannot be true: "
         "the list of all cases says which limit, and by how much."
     )
+
+
+def launched(case: CaseSummary) -> list[str]:
+    """What a call takes launched from the host, where its time is that of a replayed graph."""
+    eager = case.value("time.eager")
+    return [] if eager is None else [f"launched from the host: {estimate(eager, 's')}"]
 
 
 def _share(summary: Summary, case: CaseSummary) -> str:
@@ -121,6 +155,7 @@ def speed_cell(summary: Summary, case: CaseSummary | None) -> Cell:
     against_best = case.value("time.speedup_best_float")
     if against_best is not None and best not in (summary.baseline, case.case.layer):
         notes.append(f"{with_interval(against_best, 'x')} vs {best}")
+    notes += launched(case)
     notes.append(_share(summary, case))
     notes.append(suspicion(case.notes))
     return Cell(

@@ -23,9 +23,13 @@ MEASURED_BYTES = frozenset({"memory.peak_bytes", "memory.training_peak_bytes"})
 
 METRICS: dict[str, Metric] = {
     "time.latency": Metric("s", "lower", "time of one call, median of blocks, mean over launches"),
+    "time.mean": Metric("s", "lower", "time of one call, mean of blocks: with what the scheduler took"),
     "time.speedup": Metric("x", "higher", "latency of the baseline layer / latency of this layer"),
     "time.speedup_best_float": Metric(
         "x", "higher", "latency of the fastest nn.Linear dtype here / latency of this layer"
+    ),
+    "time.eager": Metric(
+        "s", "lower", "time of one call launched from the host, where its latency is of a replayed graph"
     ),
     "roofline.share": Metric("", "higher", "reached share of the measured limit that binds"),
     "decode.tokens_per_second": Metric("tokens/s", "higher", "batch-1 decoding rate"),
@@ -35,11 +39,15 @@ METRICS: dict[str, Metric] = {
     "decode.rest_share": Metric("", "neither", "share of a token's time outside blocks and head"),
     "decode.ceiling": Metric("x", "higher", "speed-up if converted layers took no time at all"),
     "cpu.utilisation": Metric("", "neither", "processor time / (wall time x threads), timed blocks"),
+    "cpu.neighbours": Metric("", "neither", "processes that kept a core busy each meanwhile"),
     "gpu.utilisation": Metric("", "higher", "share of time a kernel ran on the GPU"),
     "gpu.memory_utilisation": Metric("", "neither", "share of time GPU memory was read or written"),
-    "gpu.power_w": Metric("W", "lower", "mean power of the GPU while the layers of this point were timed"),
+    "gpu.power_w": Metric(
+        "W", "lower", "mean power of the GPU, the layer at work alone where the entry says `load`"
+    ),
     "gpu.energy_j": Metric("J", "lower", "energy of the GPU a call, by its counter over >= 2 s"),
-    "gpu.sm_mhz": Metric("MHz", "neither", "mean SM clock while the layers of this point were timed"),
+    "gpu.calls_per_s": Metric("1/s", "higher", "calls a second of a layer kept at work alone for seconds"),
+    "gpu.sm_mhz": Metric("MHz", "neither", "mean SM clock of the GPU, as its power"),
     "memory.codes_bytes": Metric("B", "lower", "packed weight codes, or the float weight"),
     "memory.scales_bytes": Metric("B", "lower", "scales of the codes"),
     "memory.bias_bytes": Metric("B", "lower", "bias"),

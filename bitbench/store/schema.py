@@ -214,8 +214,8 @@ class RunEnd(_Record):
     """Since the run was created or resumed."""
     stages_s: dict[str, float] = Field(default_factory=dict)
     """Seconds by stage: ``start`` (processes), ``open``, ``build``, ``warm-up``, ``check``,
-    ``judge`` (limits of the machine, figures beside the time), ``time`` (of it ``timed`` inside timed
-    blocks), ``measure`` (what is measured once), ``idle``."""
+    ``load`` (a layer kept at work alone on a GPU), ``judge`` (limits of the machine, figures beside the
+    time), ``time`` (of it ``timed`` inside timed blocks), ``measure`` (what is measured once), ``idle``."""
     stops: dict[str, str] = Field(default_factory=dict)
     """By point id, why no further launch was made: ``launches``, ``width`` or ``budget``."""
 

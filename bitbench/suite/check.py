@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from bitbench.layers import registry as layer_registry
 from bitbench.plugins import advice, join_names
 from bitbench.store.schema import Case, all_params
-from bitbench.suite.expand import entry_layers, entry_points, expand, variants
+from bitbench.suite.expand import entry_layers, entry_points, expand, timing_conditions, variants
 from bitbench.suite.problems import Loc, Problem, known_values, translate
 from bitbench.suite.schema import Claim, Suite
-from bitbench.suite.select import facts_of, holds, matches, selects
-from bitbench.workloads.base import WorkloadSpec
+from bitbench.suite.select import counterpart, describe, facts_of, holds, selects
+from bitbench.workloads.base import PointPlan, WorkloadSpec
 
 
 def unknown_names(data: dict[str, Any]) -> Iterator[Problem]:
@@ -76,6 +76,8 @@ def impossible_selections(suite: Suite) -> Iterator[Problem]:
     for i, claim in enumerate(suite.claims):
         if not any(selects(claim.where, case) for case in cases):
             yield _selects_nothing(claim, cases, ("claims", i, "where"))
+        elif claim.of is not None:
+            yield from _impossible_ratio(claim, claim.of, cases, ("claims", i, "of"))
 
 
 def _entry_problems(entry: WorkloadSpec, suite: Suite, loc: Loc) -> Iterator[Problem]:
@@ -100,9 +102,27 @@ def _entry_problems(entry: WorkloadSpec, suite: Suite, loc: Loc) -> Iterator[Pro
     for j, item in enumerate(entry.exclude):
         if not any(holds(item, point) for point in params):
             yield _blame(item, params, (*loc, "exclude", j), "excludes nothing")
+    yield from _idle_conditions(entry, everything, loc)
     if not kept:
         yield Problem(
             (*loc, "exclude"), "every point of this workload is excluded", "remove an exclusion, or the entry"
+        )
+
+
+def _idle_conditions(
+    entry: WorkloadSpec, points: list[tuple[WorkloadSpec, PointPlan]], loc: Loc
+) -> Iterator[Problem]:
+    """``threads`` and ``neighbours`` of a variant that times nothing: they would change nothing."""
+    timed = [spec for spec, plan in points if plan.phase == "timed"]
+    idle = [spec for spec, _ in points if spec not in timed]
+    for name in dict.fromkeys(name for spec in idle for name in timing_conditions(spec)):
+        included = [j for j, item in enumerate(entry.include) if name in item]
+        own = getattr(entry, name) is not None or not included
+        where: Loc = (*loc, name) if own else (*loc, "include", included[0], name)
+        yield Problem(
+            where,
+            f"nothing is timed here, and {name!r} changes nothing else",
+            f"remove {name!r}, or have the workload time something",
         )
 
 
@@ -127,6 +147,23 @@ def _no_backend(loc: Loc, wanted: str, kinds: list[str], can: tuple[str, ...]) -
     return Problem(loc, f"{what} is never served by {wanted!r}", advice(wanted, can, label="it can be"))
 
 
+def _impossible_ratio(claim: Claim, of: dict[str, Any], cases: list[Case], loc: Loc) -> Iterator[Problem]:
+    """``of`` that no case the claim is about can be divided by."""
+    about = [case for case in cases if selects(claim.where, case)]
+    if any(other is not None and other != case for case in about for other in [counterpart(of, case, cases)]):
+        return
+    known = list(dict.fromkeys(key for case in cases for key in facts_of(case)))
+    unknown = [key for key in of if key not in known]
+    if unknown:
+        yield Problem((*loc, unknown[0]), f"no point has {unknown[0]!r}", advice(unknown[0], known))
+        return
+    yield Problem(
+        loc,
+        f"no case that the claim is about has another like it with {describe(of)}",
+        "`of` names another layer of the same point, or what another point of the workload differs in",
+    )
+
+
 def _selects_nothing(claim: Claim, cases: list[Case], loc: Loc) -> Problem:
     return _blame(claim.where, [facts_of(case) for case in cases], loc, "selects no case")
 
@@ -136,9 +173,9 @@ def _blame(wanted: dict[str, Any], facts: list[dict[str, Any]], loc: Loc, what: 
     known = list(dict.fromkeys(key for fact in facts for key in fact))
     left = facts
     for key, value in wanted.items():
-        if key not in known:
+        if key not in known and value is not None:
             return Problem((*loc, key), f"{what}: no point has {key!r}", advice(key, known))
-        still = [fact for fact in left if key in fact and matches(value, fact[key])]
+        still = [fact for fact in left if holds({key: value}, fact)]
         if not still:
             there = known_values(fact[key] for fact in left if key in fact)
             told = f"there it is one of: {there}" if there else f"{key!r} does not go with the keys before it"

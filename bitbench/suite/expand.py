@@ -26,6 +26,9 @@ QUICK_LAUNCHES = 2
 PROCESS_SECONDS = 1.2
 """Start of a worker on a two-core machine: interpreter, torch, kernels, and its orderly end."""
 
+NEIGHBOURS_COST = 2.0
+"""Beside busy neighbours a layer takes this many times as long: its untimed calls wait for a core too."""
+
 SHARED: frozenset[Replicate] = frozenset({"documents", "seeds"})
 """Accuracy: computed once for all cases of a point whose numerics are equal."""
 
@@ -81,6 +84,8 @@ class Plan:
     seed: int
     points: list[Point]
     cases: list[Case]
+    device: str | None = None
+    """``cpu`` or ``cuda`` where that is known, to estimate times by."""
 
     def cases_at(self, point: Point) -> list[Case]:
         """The cases of one point, in suite order."""
@@ -105,13 +110,16 @@ class Plan:
         """Estimated seconds of one record of each case of ``point``, by case id; 0 where its accuracy
         is copied. Neither opening the point nor starting its process is in it."""
         kind = workload_registry.get(point.workload)
+        estimate = kind.estimate_on_gpu if self.device == "cuda" else kind.estimate
         seconds: dict[str, float] = {}
         computed: set[str] = set()
         for case in self.cases_at(point):
             copied = point.replicate in SHARED and case.numerics in computed
             computed.add(case.numerics)
             layer = self.suite.layers[case.layer]
-            seconds[case.id] = 0.0 if copied else kind.estimate(point.spec, _plan(point), layer)
+            seconds[case.id] = 0.0 if copied else estimate(point.spec, _plan(point), layer)
+        if "neighbours" in point.params:
+            return {case: NEIGHBOURS_COST * alone for case, alone in seconds.items()}
         return seconds
 
     def open_seconds(self, point: Point) -> float:
@@ -187,7 +195,7 @@ def expand(
         if quick and entry.kind in {p.workload for p in merged.values()}:
             continue
         own = timed_launches if launches or quick or entry.launches is None else entry.launches
-        for spec, plan in entry_points(entry, suite, quick=quick):
+        for spec, plan in entry_points(entry, suite, quick=quick, device=device):
             names = [n for n in suite.layers if entry_layers(spec, suite, n)]
             point = Point(
                 id=_digest("point", entry.kind, settings(spec), plan.params, plan.phase),
@@ -211,7 +219,8 @@ def expand(
     cases = [case for point in points for case in _cases(point, suite)]
     if only:
         points, cases = _filter(points, cases, only, suite.baseline)
-    return Plan(suite, quick, timed_launches, suite.seed if seed is None else seed, points, cases)
+    known = device or (None if suite.device == "auto" else suite.device)
+    return Plan(suite, quick, timed_launches, suite.seed if seed is None else seed, points, cases, known)
 
 
 def settings(spec: WorkloadSpec) -> dict[str, Any]:
@@ -227,53 +236,64 @@ def entry_layers(spec: WorkloadSpec, suite: Suite, layer: str) -> bool:
 
 
 def entry_points(
-    entry: WorkloadSpec, suite: Suite, *, quick: bool = False
+    entry: WorkloadSpec, suite: Suite, *, quick: bool = False, device: str | None = None
 ) -> list[tuple[WorkloadSpec, PointPlan]]:
-    """Points of one entry after zip, include and exclude, each with the variant it comes from.
+    """Points of one entry after zip, include and exclude, each with the variant it comes from; where a
+    ``device`` is named, without included variants whose ``when`` asks for another.
 
     Quick runs keep the first variant only, as the workload kind cuts it down. Raises ValueError
     where zip or an included variant is impossible.
     """
     kind = workload_registry.get(entry.kind)
     found: list[tuple[WorkloadSpec, PointPlan]] = []
-    for variant in variants(entry, suite):
+    for variant in variants(entry, suite, device):
         spec = kind.quick(variant) if quick else variant
-        kept = [p for p in _threaded(kind.points(spec), spec) if not excluded(p, entry)]
+        kept = [p for p in _conditioned(kind.points(spec), spec) if not excluded(p, entry)]
         found += [(spec, p) for p in kept if not any(p == q and spec == s for s, q in found)]
         if quick:
             break
     return found
 
 
-def _threaded(plans: list[PointPlan], spec: WorkloadSpec) -> list[PointPlan]:
-    """``plans`` with the entry's number of threads, where it names one, among the params of what is
-    timed. Bytes and accuracy are the same for any number."""
-    if spec.threads is None:
-        return plans
+TIMING = ("threads", "neighbours")
+"""Fields of an entry that only what is timed depends on. Bytes and accuracy are the same for any value."""
+
+
+def timing_conditions(spec: WorkloadSpec) -> dict[str, Any]:
+    """Those of :data:`TIMING` that the entry names."""
+    return {name: value for name in TIMING if (value := getattr(spec, name)) is not None}
+
+
+def _conditioned(plans: list[PointPlan], spec: WorkloadSpec) -> list[PointPlan]:
+    """``plans`` with what the entry names of :data:`TIMING` among the params of what is timed."""
+    named = timing_conditions(spec)
     return [
-        replace(plan, params={**plan.params, "threads": spec.threads}) if plan.phase == "timed" else plan
-        for plan in plans
+        replace(plan, params={**plan.params, **named}) if plan.phase == "timed" else plan for plan in plans
     ]
 
 
-def thread_counts(suite: Suite) -> set[int]:
-    """Numbers of threads that entries of ``suite`` name, those of their variants included."""
+def thread_counts(suite: Suite, device: str | None = None) -> set[int]:
+    """Numbers of threads that entries of ``suite`` name, those of their variants included; on ``device``,
+    where one is named."""
     return {
         spec.threads
         for entry in suite.workloads
-        for spec in variants(entry, suite)
+        if not (entry.when and device and entry.when.device != device)
+        for spec in variants(entry, suite, device)
         if spec.threads is not None
     }
 
 
-def variants(entry: WorkloadSpec, suite: Suite) -> list[WorkloadSpec]:
-    """The entry with zipped lists narrowed, then its included variants; none of them carries
-    ``zip``, ``include``, ``exclude`` or ``when`` any more."""
+def variants(entry: WorkloadSpec, suite: Suite, device: str | None = None) -> list[WorkloadSpec]:
+    """The entry with zipped lists narrowed, then its included variants (those for ``device``, where one
+    is named); none of them carries ``zip``, ``include``, ``exclude`` or ``when`` any more."""
     plain: dict[str, Any] = {"zip": [], "include": [], "exclude": [], "when": None}
     whole = list(_zipped(entry, entry.model_copy(update=plain)))
     fields = entry.model_dump(mode="json") | plain
     for item in entry.include:
         added = type(entry).model_validate({**fields, **item}, context={"shapes": suite.shapes})
+        if added.when and device and added.when.device != device:
+            continue
         whole += _zipped(added, added.model_copy(update=plain))
     return whole
 

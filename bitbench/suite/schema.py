@@ -96,8 +96,10 @@ class Claim(BaseModel):
 
     ``where`` selects cases by ``layer``, ``workload`` and any of a point's params (see
     :func:`bitbench.suite.select.selects`); the claim is about every selected case that carries the
-    metric. With ``of``, the bounded value is the metric of the selected case divided by that of
-    another layer at the same point: ``of: {layer: k2}``.
+    metric. With ``of``, the bounded value is the metric of the selected case divided by that of the
+    case that differs from it in what ``of`` names: another layer at the same point (``of: {layer: k2}``),
+    or the same layer at another point (``of: {threads: 1}``). A param that is null selects, and means,
+    cases without it: ``where: {threads: null}`` are those with the run's own number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
@@ -106,7 +108,7 @@ class Claim(BaseModel):
     says: str = Field(min_length=1)
     metric: str
     where: dict[str, Any] = {}
-    of: dict[Literal["layer"], str] | None = Field(default=None, min_length=1)
+    of: dict[str, Any] | None = Field(default=None, min_length=1)
     at_least: float | None = None
     at_most: float | None = None
     between: list[float] | None = None

@@ -16,9 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from bitbench.layers.base import LayerSpec
 from bitbench.measure.roofline import Work
@@ -67,12 +68,29 @@ class WorkloadSpec(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     """Threads at this entry's timed points, no more than the run has; None means the run's number. A
     point that names a number carries it among its params."""
+    neighbours: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    """Processes that keep a core busy each, as other programs would, while the calls of this entry's timed
+    points are timed; ``all``: one for each processor that the run may use, and no more can be asked for.
+    A point that names them carries them among its params. None: the machine is left alone."""
     require_backend: str | None = None
     """What must serve the calls of this entry's layers, such as ``native`` or an instruction set;
     layers of kinds that it never serves (``nn.Linear``) are left alone."""
+    load: float | None = Field(default=None, ge=2.5, le=60)
+    """On a GPU: seconds for which each layer is kept at work alone, in the first launch, after timing. What
+    the driver says of use, power and clock is an average over up to a second, which layers that take turns
+    of milliseconds share; a layer under load has figures of its own, the energy of a call among them."""
     timeout: float | None = Field(default=None, gt=0)
     """Seconds a layer may take for one stage of a case (build, warm-up, a turn of timing, one
     measurement) before it counts as hung; a layer's own ``timeout`` goes before."""
+
+    @field_validator("neighbours", mode="before")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        if value in (None, "all") or (type(value) is int and value >= 1):
+            return value
+        raise PydanticCustomError(
+            "neighbours", "must be a whole number from 1 on, or all, not {value}", {"value": repr(value)}
+        )
 
 
 @dataclass(frozen=True)
@@ -127,8 +145,12 @@ class Subject(ABC):
     flush: bool = False
     """On a GPU: cold because the clock overwrites the device's cache before each call."""
     replayable: bool = False
-    """On a GPU: each call launches the same kernels on the same buffers (or the next of a rotation)
-    and decides nothing on the host, so that a graph may stand for it."""
+    """On a GPU: each call launches the same kernels on the same buffers (or the next of a rotation, or
+    those of its place in a block of :attr:`block_calls`), so that a graph may stand for it. It neither
+    waits for the device nor decides anything by what is on it."""
+    many_kernels: bool = False
+    """On a GPU: a call launches so many kernels that the host, not the device, sets its time where they
+    are launched one by one. It is replayed however long it is."""
     rotation: int = 1
     """Buffers that successive calls go through in turn."""
 
@@ -211,6 +233,10 @@ class WorkloadKind(ABC):
     def estimate(self, spec: Any, plan: PointPlan, layer: LayerSpec) -> float:
         """Seconds one launch of one layer takes here on an idle machine of two cores, to plan with;
         :meth:`estimate_open` apart. Torch-free."""
+
+    def estimate_on_gpu(self, spec: Any, plan: PointPlan, layer: LayerSpec) -> float:
+        """The same on a large GPU. Torch-free."""
+        return self.estimate(spec, plan, layer)
 
     def estimate_open(self, spec: Any, plan: PointPlan) -> float:  # noqa: ARG002
         """Seconds :meth:`open` takes: once for all layers of a point that share a process."""

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from bitbench.layers import registry
 from bitbench.layers.base import LayerSpec
-from bitbench.measure.memory import peak_on
 from bitbench.measure.roofline import Work
 from bitbench.store.schema import Check
 from bitbench.suite.convolutions import Convolutions, ConvShape
@@ -23,14 +22,9 @@ from bitbench.workloads.base import (
     WorkloadSpec,
 )
 from bitbench.workloads.layer_check import Comparison, Made, poison
-from bitbench.workloads.ledger import byte_figures
-from bitbench.workloads.linear import (
-    BUDGET_SECONDS,
-    BUILD_SECONDS_PER_WEIGHT,
-    CALLS,
-    LEDGER_SECONDS_PER_WEIGHT,
-    OPERATIONS_PER_SECOND,
-)
+from bitbench.workloads.ledger import byte_figures, peak_figure
+from bitbench.workloads.linear import BUILD_SECONDS_PER_WEIGHT, LEDGER_SECONDS_PER_WEIGHT, timed_seconds
+from bitbench.workloads.pace import call_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +35,7 @@ MemoryFormat = Literal["contiguous", "channels_last"]
 CHECKED_IMAGES = 3
 """Images of a batch whose outputs are compared: first, last and one between. Scales are those of an
 image, so that an image gives the same alone as in its batch."""
-CHECK_OPERATIONS_PER_SECOND = 5e9
+CHECK_OPERATIONS_PER_SECOND = 1e10
 """Of the reference, a convolution in float64."""
 
 
@@ -84,15 +78,17 @@ class Conv2dWorkload(WorkloadKind):
         cut = {"shapes": spec.shapes[:1], "batch": spec.batch[:1], "memory_format": spec.memory_format[:1]}
         return spec.model_copy(update=cut)
 
-    def estimate(self, spec: Conv2dSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002 - all layers alike
-        shape = shape_of(plan.params)
+    def estimate(self, spec: Conv2dSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002 - a point says it all
+        shape, batch = shape_of(plan.params), plan.params.get("batch", 1)
         weights = shape.out_channels * shape.columns
         if plan.phase == "once":
-            return LEDGER_SECONDS_PER_WEIGHT * weights + 0.1
+            return LEDGER_SECONDS_PER_WEIGHT * weights
         operations = 2.0 * weights * shape.pixels
-        check = operations * min(plan.params["batch"], CHECKED_IMAGES) / CHECK_OPERATIONS_PER_SECOND
-        call = operations * plan.params["batch"] / OPERATIONS_PER_SECOND
-        return BUILD_SECONDS_PER_WEIGHT * weights + check + max(BUDGET_SECONDS, CALLS * call)
+        check = operations * min(batch, CHECKED_IMAGES) / CHECK_OPERATIONS_PER_SECOND
+        call = call_seconds(
+            layer, shape.columns, shape.out_channels, shape.pixels * batch, plan.params.get("threads")
+        )
+        return BUILD_SECONDS_PER_WEIGHT * weights + check + timed_seconds(call)
 
     def open(self, spec: Conv2dSpec, params: dict[str, Any], context: Context) -> Conv2dSession:
         return Conv2dSession(spec, params, context)
@@ -118,18 +114,12 @@ class Conv2dSession(Session):
         return Conv2dSubject(made, self.shape, self.input(made.dtype, self.params["batch"]))
 
     def measure(self, layer: str, spec: LayerSpec, replicate: int) -> Outcome:  # noqa: ARG002 - bytes are the same each time
-        import torch
         from torch import nn
 
         made, shape = self._make(spec), self.shape
         plain = nn.Conv2d(shape.in_channels, shape.out_channels, shape.kernel, bias=self.bias)
         metrics = byte_figures(made.module, plain, made.cost.format_bits)
-        x = self.input(made.dtype, 1)
-        with torch.inference_mode():
-            made.module(x)  # pays for first use
-            peak = peak_on(self.context.device, lambda: made.module(x))
-        if peak is not None:
-            metrics["memory.peak_bytes"] = float(peak)
+        metrics |= peak_figure(made.module, self.input(made.dtype, 1), self.context.device)
         return Outcome(metrics, kernel=made.kind.kernel(made.module))
 
     def input(self, dtype: torch.dtype, batch: int) -> torch.Tensor:
@@ -207,5 +197,5 @@ class Conv2dSubject(Subject):
             operations=2 * cost.macs_per_token * self._shape.pixels * self._x.shape[0],
             compute=cost.compute,
             from_memory=False,
-            isa=getattr(self._made.spec, "isa", None) or "",
+            isa=self._made.isa,
         )

@@ -17,7 +17,6 @@ from pydantic import Field
 from bitbench.data.architectures import ARCHITECTURES
 from bitbench.data.models import catalog_names, load_causal_lm
 from bitbench.errors import UserError
-from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
 from bitbench.store.schema import PROMPT_TOKENS, Check
 from bitbench.workloads.base import Context, PointPlan, Session, Subject, WorkloadKind
@@ -33,8 +32,9 @@ from bitbench.workloads.language_model import (
     split_numbers,
 )
 from bitbench.workloads.model_check import check_layers
+from bitbench.workloads.pace import bytes_share
 from bitbench.workloads.prefill import PrefillSubject, prefill_seconds
-from bitbench.workloads.watches import CpuWatch, GpuWatch, Split, Watch, marked
+from bitbench.workloads.watches import Split, marked
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,8 +43,11 @@ PROMPT = (
     "The committee met in the old library on a cold morning in November. Nobody had expected the letter, "
     "and when it was read aloud the room fell silent. "
 )
-STEP_SECONDS_PER_NUMBER = 1.5e-10
-"""One token of a float model on two cores: 20 ms for SmolLM2."""
+STEP_SECONDS_PER_NUMBER = 1.8e-10
+"""Of one token of a float model on two cores: 24 ms for SmolLM2."""
+
+STEP_SECONDS = 0.004
+"""Of one token whatever the model's numbers take: the calls of some thirty blocks."""
 
 LEAST_SHARE = 0.1
 """Of a float layer's time that a layer takes at least, however few its bytes."""
@@ -59,8 +62,8 @@ PREPARE_SECONDS_PER_NUMBER = 4e-9
 DRAW_SECONDS_PER_NUMBER = 1e-8
 """Draw and pack a number of a layer."""
 
-CHECK_SECONDS_PER_NUMBER = 2e-9
-"""Both checks of a launch: 4 s for two thousand million numbers, of which a sample is decoded."""
+CHECK_SECONDS_PER_NUMBER = 5e-10
+"""Both checks of a launch: 1 s for two thousand million numbers, of which a sample is decoded."""
 
 COPY_SECONDS_PER_BYTE = 6e-10
 """Copy a layer to memory of its own, page faults included."""
@@ -106,7 +109,7 @@ class DecodeWorkload(WorkloadKind):
 
     def estimate(self, spec: DecodeSpec, plan: PointPlan, layer: LayerSpec) -> float:
         replaced, kept = split_numbers(spec)
-        share = _share(layer)
+        share = max(LEAST_SHARE, bytes_share(layer))
         prepare = PREPARE_SECONDS_PER_NUMBER * (replaced + kept)
         if spec.model in ARCHITECTURES:
             blocks = ARCHITECTURES[spec.model].config["num_layers"]
@@ -114,8 +117,8 @@ class DecodeWorkload(WorkloadKind):
             prepare = drawn + COPY_SECONDS_PER_BYTE * 4 * share * replaced
         prepare += CHECK_SECONDS_PER_NUMBER * replaced
         if PROMPT_TOKENS in plan.params:
-            return prepare + prefill_seconds(replaced, plan.params[PROMPT_TOKENS])
-        step = STEP_SECONDS_PER_NUMBER * (kept + share * replaced)
+            return prepare + prefill_seconds(layer, replaced, plan.params[PROMPT_TOKENS])
+        step = STEP_SECONDS + STEP_SECONDS_PER_NUMBER * (kept + share * replaced)
         return prepare + UNTIMED_STEPS * step + max(TIMED_SECONDS, 2 * step) * spec.tokens
 
     def estimate_open(self, spec: DecodeSpec, plan: PointPlan) -> float:  # noqa: ARG002
@@ -126,13 +129,6 @@ class DecodeWorkload(WorkloadKind):
 
     def open(self, spec: DecodeSpec, params: dict[str, Any], context: Context) -> Session:
         return DecodeSession(spec, params, context)
-
-
-def _share(layer: LayerSpec) -> float:
-    """Time of a layer at batch 1 as part of the float layer's, by its bytes."""
-    size = 1024
-    cost = layer_registry.get(layer.kind).cost(layer, size, size)
-    return max(LEAST_SHARE, cost.weight_bytes / (4 * size * size))
 
 
 class DecodeSession(Session):
@@ -203,6 +199,9 @@ class DecodeSubject(Subject):
         self.block_calls = session.spec.tokens
         self.seconds = TIMED_SECONDS * session.spec.tokens
         self.on_gpu = session.context.device != "cpu"
+        # The steps of a block, one after the other from the same prompt, are always the same work; launched
+        # one by one, their hundreds of kernels would be the host's time and not the device's.
+        self.replayable = self.many_kernels = self.on_gpu
         capacity = session.spec.prompt_tokens + session.spec.tokens
         self.cache = KVCache(self.model.config, capacity, device=session.context.device)
         with torch.inference_mode():
@@ -239,18 +238,23 @@ class DecodeSubject(Subject):
         """Split of a token's time, the ceiling it sets, and the bytes of the whole model.
 
         The ceiling is the timed step of the baseline over what remains of this layer's timed step
-        without the converted layers; absent where the baseline has no time.
+        without the converted layers; absent where the baseline has no time. On a GPU the steps of a
+        block are one graph, which has no parts to mark: there is neither split nor ceiling.
         """
         from bitbench.measure.memory import ledger
 
-        split = self._instrumented()
         size = ledger(self.model)["layer"]
         found = {
+            "memory.model_bytes": float(size),
+            "memory.model_ratio": self.session.float_bytes / size,
+        }
+        if self.on_gpu:
+            return found
+        split = self._instrumented()
+        found |= {
             "decode.blocks_share": split.blocks / split.total,
             "decode.head_share": split.head / split.total,
             "decode.rest_share": max(0.0, 1 - (split.blocks + split.head) / split.total),
-            "memory.model_bytes": float(size),
-            "memory.model_ratio": self.session.float_bytes / size,
         }
         baseline = self.session.baseline_step()
         unconverted = self.step - split.converted if self.step is not None else 0.0
@@ -266,7 +270,6 @@ class DecodeSubject(Subject):
         block decodes. Blocks, head and total come from one step, the converted layers from another of
         the same position: marks around each of them would weigh on the blocks.
         """
-        watch = GpuWatch() if self.on_gpu else CpuWatch()
         steps = min(SPLIT_STEPS, self.session.spec.tokens)
         found: list[Split] = []
         self.reset()
@@ -277,7 +280,7 @@ class DecodeSubject(Subject):
             parts = []
             for layers in (self._parts(), {"converted": list(self.converted.layers.values())}):
                 self.cache.truncate(self.session.spec.prompt_tokens + before)
-                parts.append(self._marked_step(watch, layers))
+                parts.append(self._marked_step(layers))
             outer, inner = parts
             found.append(Split(outer["blocks"], outer[HEAD], outer["total"], inner["converted"]))
         self.reset()
@@ -297,5 +300,5 @@ class DecodeSubject(Subject):
         blocks = self.model.blocks
         return {"blocks": [blocks[0], blocks[-1]], HEAD: [self.model.head]}
 
-    def _marked_step(self, watch: Watch, parts: dict[str, list[nn.Module]]) -> dict[str, float]:
-        return marked(watch, parts, self.call)
+    def _marked_step(self, parts: dict[str, list[nn.Module]]) -> dict[str, float]:
+        return marked(parts, self.call)

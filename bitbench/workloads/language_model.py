@@ -42,8 +42,8 @@ COMPACT = 0.25
 """Share of the float weights' bytes up to which a conversion is kept on disk. Above it are the
 float kinds, whose conversion is a cast and quicker than the file."""
 
-LOAD_SECONDS_PER_NUMBER = 3e-8
-"""Dequantise a GGUF file: 4 s for 134.5 million numbers on two cores."""
+LOAD_SECONDS_PER_NUMBER = 2.2e-8
+"""Dequantise a GGUF file: 3 s for 134.5 million numbers on two cores."""
 
 EMBED_SECONDS_PER_NUMBER = 5e-9
 """Draw a number of an embedding: 1.6 s for 328 million."""
@@ -225,10 +225,10 @@ def _drawn(
         alike.setdefault((linear.in_features, linear.out_features), []).append(name)
     layers: dict[str, nn.Module] = {}
     for shape, named in alike.items():
-        first = kind.random(spec, *shape, bias=False, seed=context.seed)
+        first = kind.made(spec, *shape, bias=False, seed=context.seed, device=context.device)
         if isinstance(first, nn.Linear) and first.weight.dtype != torch.float32:
             first = CastLinear(first)
-        first = first.to(context.device).eval()
+        first = first.eval()
         layers |= zip(named, [first, *kind.copies(first, len(named) - 1)], strict=True)
     return layers
 

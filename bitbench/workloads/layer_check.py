@@ -45,6 +45,11 @@ class Made:
     def tolerance(self) -> float:
         return self.kind.tolerance(self.spec, self.columns)
 
+    @property
+    def isa(self) -> str:
+        """Instruction set that the layer is held to; empty where it is none."""
+        return getattr(self.spec, "isa", None) or ""
+
     def fallback(self, kernels: str) -> str | None:
         """Why one of ``kernels``, names joined by ", ", is not what the layer's name promises, or None."""
         reasons = (self.kind.fallback(self.spec, name) for name in kernels.split(", "))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bitbench.measure.memory import file_bytes, ledger
+from bitbench.measure.memory import file_bytes, ledger, peak_on
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def byte_figures(module: nn.Module, plain: nn.Linear | nn.Conv2d, format_bits: float) -> dict[str, float]:
@@ -34,3 +34,14 @@ def byte_figures(module: nn.Module, plain: nn.Linear | nn.Conv2d, format_bits: f
         "memory.layer_ratio": fp32["layer"] / own["layer"],
         "memory.file_ratio": fp32_file / own_file,
     }
+
+
+def peak_figure(module: nn.Module, x: Tensor, device: str) -> dict[str, float]:
+    """``memory.peak_bytes``: rise of the high-water mark over one call, after one that pays for first
+    use. Empty where the device does not tell."""
+    import torch
+
+    with torch.inference_mode():
+        module(x)
+        peak = peak_on(device, lambda: module(x))
+    return {} if peak is None else {"memory.peak_bytes": float(peak)}

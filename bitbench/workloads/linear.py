@@ -11,7 +11,6 @@ from pydantic import Field
 from bitbench.layers import registry
 from bitbench.layers.base import LayerSpec
 from bitbench.measure.host import last_level_cache, memory_available
-from bitbench.measure.memory import peak_on
 from bitbench.measure.peaks import READ_CACHES
 from bitbench.measure.roofline import Work
 from bitbench.store.schema import Check
@@ -26,7 +25,8 @@ from bitbench.workloads.base import (
     WorkloadSpec,
 )
 from bitbench.workloads.layer_check import Comparison, Made, poison
-from bitbench.workloads.ledger import byte_figures
+from bitbench.workloads.ledger import byte_figures, peak_figure
+from bitbench.workloads.pace import call_seconds, making
 
 if TYPE_CHECKING:
     import torch
@@ -44,17 +44,27 @@ MEMORY_SHARE = 0.1
 layers at once."""
 
 # What the estimate is made of, measured on two cores of a server (AVX-512).
-LEDGER_SECONDS_PER_WEIGHT = 2e-8
-BUILD_SECONDS_PER_WEIGHT = 1.6e-8
+LEDGER_SECONDS_PER_WEIGHT = 1.5e-8
+BUILD_SECONDS_PER_WEIGHT = 6e-9
 """Draw a layer, pack it and check it twice, the mean over kinds."""
-COPIES_SECONDS = 0.1
+COPIES_SECONDS = 0.08
 """Copy one layer until it is cold: as many bytes whatever its size."""
+WARM_UP_SECONDS = 0.015
 BUDGET_SECONDS = 0.15
 """What the clock spends on a layer (:class:`bitbench.measure.clock.Budget`)."""
-CALLS = 10
-"""Least calls of a layer in a launch: first (1), warm-up (1), a mirrored pair of turns, each of an
-untimed call and two blocks (6), two checks (2)."""
-OPERATIONS_PER_SECOND = 150e9
+TIMED_CALLS = 4
+"""Least timed calls of a layer in a launch: two in each of a mirrored pair of turns."""
+UNTIMED_CALLS = 6
+"""Least others: first (1), warm-up (1), one before each turn (2), two checks (2)."""
+
+# The same on a large GPU, reckoned and not measured.
+GPU_SECONDS = 0.35
+"""Warm-up launch by launch and replayed, the capture, two checks."""
+GPU_SECONDS_PER_WEIGHT = 2e-9
+GPU_OPERATIONS_PER_SECOND = 100e12
+"""Between fp32 and int8."""
+GPU_CALLS = 45
+"""Of a call too short to be launched one by one, a graph holds twenty."""
 
 EDGE_ROWS = 128
 RANDOM_BLOCKS, BLOCK_ROWS = 4, 64
@@ -105,14 +115,31 @@ class LinearWorkload(WorkloadKind):
         out_features, in_features = plan.params["shape"]
         weights = out_features * in_features
         if plan.phase == "once":
-            return LEDGER_SECONDS_PER_WEIGHT * weights + 0.1
+            return LEDGER_SECONDS_PER_WEIGHT * weights
         build = BUILD_SECONDS_PER_WEIGHT * weights
         copies = COPIES_SECONDS if plan.params["cache"] == "cold" else 0.0
-        call = 2.0 * weights * plan.params["tokens"] / OPERATIONS_PER_SECOND
-        return build + copies + max(BUDGET_SECONDS, CALLS * call)
+        call = call_seconds(
+            layer, in_features, out_features, plan.params["tokens"], plan.params.get("threads")
+        )
+        return making(layer) * (build + copies) + timed_seconds(call)
+
+    def estimate_on_gpu(self, spec: LinearSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
+        out_features, in_features = plan.params["shape"]
+        weights = out_features * in_features
+        if plan.phase == "once":
+            return LEDGER_SECONDS_PER_WEIGHT * weights + 0.1
+        call = 2.0 * weights * plan.params["tokens"] / GPU_OPERATIONS_PER_SECOND
+        # The load is that of the first launch alone.
+        load = (spec.load or 0.0) / (plan.launches or 1)
+        return GPU_SECONDS + GPU_SECONDS_PER_WEIGHT * weights + max(BUDGET_SECONDS, GPU_CALLS * call) + load
 
     def open(self, spec: LinearSpec, params: dict[str, Any], context: Context) -> LinearSession:
         return LinearSession(spec, params, context)
+
+
+def timed_seconds(call: float) -> float:
+    """Seconds that a layer takes in a launch once it is built: warm-up, timing, the calls of its checks."""
+    return WARM_UP_SECONDS + UNTIMED_CALLS * call + max(BUDGET_SECONDS, TIMED_CALLS * call)
 
 
 class LinearSession(Session):
@@ -123,16 +150,19 @@ class LinearSession(Session):
         self.bias = spec.bias
         self.params = params
         self.context = context
+        self._input: torch.Tensor | None = None
+        """As last drawn: the layers of a point get the same numbers."""
 
     def build(self, layer: str, spec: LayerSpec) -> LinearSubject:  # noqa: ARG002
+        import torch
+
         made = self._make(spec)
         weight_bytes = made.cost.weight_bytes
         cold = self.params["cache"] == "cold"
         cache = cache_bytes(self.context.device)
-        # A GPU's cache is overwritten by the clock before each call; the caches of a processor have no
-        # such cheap way, so that a cold layer goes through copies of itself.
-        flush = cold and self.context.device == "cuda"
-        copies, why = copies_needed(weight_bytes, cache) if cold and not flush else (1, None)
+        on_gpu = self.context.device == "cuda"
+        free = torch.cuda.mem_get_info()[0] if on_gpu else memory_available()
+        copies, flush, why = cold_by(weight_bytes, cache, free, on_gpu=on_gpu) if cold else (1, False, None)
         modules = [made.module, *made.kind.copies(made.module, copies - 1)]
         x = self.input(made.dtype, self.params["tokens"])
         first_calls(modules, x)
@@ -155,9 +185,7 @@ class LinearSession(Session):
         x = self.input(made.dtype, PEAK_TOKENS)
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias)
         metrics = byte_figures(made.module, plain, made.cost.format_bits)
-        peak = self._peak(made.module, x)
-        if peak is not None:
-            metrics["memory.peak_bytes"] = float(peak)
+        metrics |= peak_figure(made.module, x, self.context.device)
         return Outcome(metrics, kernel=made.kind.kernel(made.module))
 
     def input(self, dtype: torch.dtype, tokens: int) -> torch.Tensor:
@@ -165,25 +193,19 @@ class LinearSession(Session):
         the same numbers."""
         import torch
 
-        generator = torch.Generator().manual_seed(self.context.seed)
-        x = torch.randn(tokens, self.in_features, generator=generator)
-        return x.to(device=self.context.device, dtype=dtype)
+        if self._input is None or self._input.shape[0] != tokens:
+            generator = torch.Generator(self.context.device).manual_seed(self.context.seed)
+            shape = (tokens, self.in_features)
+            self._input = torch.randn(shape, generator=generator, device=self.context.device)
+        return self._input.to(dtype, copy=True)
 
     def _make(self, spec: LayerSpec) -> Made:
         kind = registry.get(spec.kind)
-        module = kind.random(
-            spec, self.in_features, self.out_features, bias=self.bias, seed=self.context.seed
-        )
-        placed = module.to(self.context.device).eval()
-        return Made(kind, spec, placed, rows=self.out_features, columns=self.in_features)
-
-    def _peak(self, module: nn.Module, x: torch.Tensor) -> int | None:
-        """Rise of the high-water mark over one call, after one that pays for first use."""
-        import torch
-
-        with torch.inference_mode():
-            module(x)
-            return peak_on(self.context.device, lambda: module(x))
+        sizes = (self.in_features, self.out_features)
+        module = kind.made(
+            spec, *sizes, bias=self.bias, seed=self.context.seed, device=self.context.device
+        ).eval()
+        return Made(kind, spec, module, rows=self.out_features, columns=self.in_features)
 
 
 def first_calls(modules: list[nn.Module], x: torch.Tensor) -> None:
@@ -267,7 +289,7 @@ class LinearSubject(Subject):
             operations=2 * cost.macs_per_token * self._x.shape[0],
             compute=cost.compute,
             from_memory=self._from_memory,
-            isa=getattr(self._made.spec, "isa", None) or "",
+            isa=self._made.isa,
         )
 
 
@@ -280,13 +302,13 @@ def cache_bytes(device: str) -> int:
     return int(torch.cuda.get_device_properties(0).L2_cache_size)
 
 
-def copies_needed(weight_bytes: int, cache: int) -> tuple[int, str | None]:
-    """Copies of a layer to rotate through so that each call reads its weights from memory, and
-    why that many are not enough, if so."""
+def copies_needed(weight_bytes: int, cache: int, free: int) -> tuple[int, str | None]:
+    """Copies of a layer to rotate through so that each call reads its weights from memory, of which
+    ``free`` bytes are free, and why that many are not enough, if so."""
     if cache <= 0:
         return 1, "not cold: the size of the last-level cache cannot be read on this machine"
     wanted = math.floor(COLD_FACTOR * cache / weight_bytes) + 1
-    affordable = max(1, int(MEMORY_SHARE * memory_available() / weight_bytes))
+    affordable = max(1, int(MEMORY_SHARE * free / weight_bytes))
     copies = min(wanted, MAX_COPIES, affordable)
     if copies < wanted:
         return copies, (
@@ -294,6 +316,19 @@ def copies_needed(weight_bytes: int, cache: int) -> tuple[int, str | None]:
             f"last-level cache of {cache} bytes; measure larger shapes, or drop `cache: cold`"
         )
     return copies, None
+
+
+def cold_by(weight_bytes: int, cache: int, free: int, *, on_gpu: bool) -> tuple[int, bool, str | None]:
+    """How the weights of a layer come from memory on each call: copies to rotate through, whether the cache
+    is to be overwritten before each call instead, and why neither will do, if so.
+
+    Overwriting is for a GPU, and for layers so small that copies are too few: it costs several times the
+    call, and leaves a pair of events around each. The caches of a processor have no such cheap way.
+    """
+    copies, why = copies_needed(weight_bytes, cache, free)
+    if on_gpu and why is not None and cache > 0:
+        return 1, True, None
+    return copies, False, why
 
 
 def sampled_rows(out_features: int, seed: int) -> list[slice]:

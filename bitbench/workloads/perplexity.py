@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from bitbench.data.models import catalog_names, check_causal_lm, load_causal_lm, parameter_counts
+from bitbench.data.models import catalog_names, check_causal_lm, load_causal_lm
 from bitbench.data.texts import check_text, load_text
 from bitbench.errors import UserError
 from bitbench.layers.base import LayerSpec
+from bitbench.layers.specs import LinearSpec
 from bitbench.workloads.base import Context, Outcome, PointPlan, Session, WorkloadKind
 from bitbench.workloads.language_model import (
     LanguageModelSpec,
@@ -25,6 +26,7 @@ from bitbench.workloads.language_model import (
     place,
     split_numbers,
 )
+from bitbench.workloads.pace import numbers_seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,13 +34,17 @@ if TYPE_CHECKING:
 CONVERT_SECONDS_PER_NUMBER = 5e-9
 """Convert one weight to one component: half a second for SmolLM2's blocks."""
 
-COMPONENT_SECONDS_PER_NUMBER = 5e-8
+COMPONENT_SECONDS_PER_NUMBER = 3.2e-8
 """Fit one more component, scales per row. Scales per group take :data:`GROUPED_COST` times that."""
 
-GROUPED_COST = 3.0
+GROUPED_COST = 2.7
 
-SCORE_SECONDS_PER_NUMBER_TOKEN = 1.2e-11
-"""Score one token with one number of the model: 3.4 s for 2048 tokens of SmolLM2 on two cores."""
+REST_SECONDS_PER_NUMBER_TOKEN = 4e-12
+"""Of scoring a token what is not a layer (attention, norms, the loss over the vocabulary), by the numbers
+of the model: 1.1 s for 2048 tokens of SmolLM2 on two cores."""
+
+FLOAT = LinearSpec(kind="linear")
+"""What is not replaced."""
 
 LARGEST_NLL = 700.0
 """exp of more leaves float64."""
@@ -77,9 +83,11 @@ class PerplexityWorkload(WorkloadKind):
         return spec.model_copy(update={"windows": 1})
 
     def estimate(self, spec: PerplexitySpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
-        numbers, _ = parameter_counts(spec.model)
-        score = SCORE_SECONDS_PER_NUMBER_TOKEN * numbers * spec.windows * spec.length
-        return convert_seconds(layer) * split_numbers(spec)[0] + score
+        replaced, kept = split_numbers(spec)
+        tokens = spec.windows * spec.length
+        score = numbers_seconds(layer, replaced, tokens) + numbers_seconds(FLOAT, kept, tokens)
+        score += REST_SECONDS_PER_NUMBER_TOKEN * (replaced + kept) * tokens
+        return convert_seconds(layer) * replaced + score
 
     def estimate_open(self, spec: PerplexitySpec, plan: PointPlan) -> float:  # noqa: ARG002
         return open_seconds(spec)

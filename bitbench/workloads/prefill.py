@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bitbench.layers.base import LayerSpec
 from bitbench.store.schema import Check
 from bitbench.workloads.base import Subject
 from bitbench.workloads.language_model import Converted
 from bitbench.workloads.model_check import check_layers
+from bitbench.workloads.pace import numbers_seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SECONDS_PER_NUMBER_TOKEN = 1.2e-11
-"""One token and one number of a float model on two cores, as in perplexity."""
+REST_SECONDS_PER_NUMBER_TOKEN = 2e-12
+"""What is not a layer (attention, norms, calls), by the numbers of the layers."""
 
 TIMED_SECONDS = 0.5
 
@@ -27,10 +29,10 @@ CALLS = 11
 untimed call and two timed ones (6), two checks (2)."""
 
 
-def prefill_seconds(numbers: int, tokens: int) -> float:
-    """Seconds that a launch of one layer takes where ``numbers`` of the model meet each token; low-bit
-    layers take less."""
-    return max(TIMED_SECONDS, CALLS * SECONDS_PER_NUMBER_TOKEN * numbers * tokens)
+def prefill_seconds(layer: LayerSpec, numbers: int, tokens: int) -> float:
+    """Seconds that a launch of ``layer`` takes where ``numbers`` of its weights meet each token."""
+    call = numbers_seconds(layer, numbers, tokens) + REST_SECONDS_PER_NUMBER_TOKEN * numbers * tokens
+    return max(TIMED_SECONDS, CALLS * call)
 
 
 class PrefillSubject(Subject):
@@ -44,6 +46,7 @@ class PrefillSubject(Subject):
         self.prompt = prompt
         self.seed = seed
         self.seconds = TIMED_SECONDS
+        self.replayable = self.many_kernels = prompt.is_cuda
         self.cache = KVCache(self.model.config, prompt.shape[1], device=prompt.device)
         self.call()
         self.kernel = converted.kernels()

@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-from bitbench.measure.timers import Event, TorchGpu
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,77 +22,27 @@ class Split:
     converted: float
 
 
-class Watch(Protocol):
-    """Marks moments while work is under way, and tells the time between them afterwards."""
-
-    def mark(self) -> Any: ...
-
-    def settle(self) -> None:
-        """Wait until all that was marked has happened."""
-        ...
-
-    def between(self, start: Any, end: Any) -> float:
-        """Seconds."""
-        ...
-
-
-class CpuWatch:
-    """The processor's clock."""
-
-    def mark(self) -> float:
-        return time.perf_counter()
-
-    def settle(self) -> None:
-        return
-
-    def between(self, start: float, end: float) -> float:
-        return end - start
-
-
-class GpuWatch:
-    """Events on the stream: the device does not wait for the host between layers because of them."""
-
-    def __init__(self) -> None:
-        self._gpu = TorchGpu()
-
-    def mark(self) -> Event:
-        event = self._gpu.event()
-        event.record()
-        self._last = event
-        return event
-
-    def settle(self) -> None:
-        self._last.synchronize()
-
-    def between(self, start: Event, end: Event) -> float:
-        return end.since(start) / 1e9
-
-
-def marked(watch: Watch, parts: dict[str, list[nn.Module]], step: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of one ``step``, ``total``, and in each of ``parts``: from before the first of
+def marked(parts: dict[str, list[nn.Module]], step: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of one ``step`` on the CPU, ``total``, and in each of ``parts``: from before the first of
     ``blocks`` to after the last, and the sum over the others."""
-    starts: dict[str, list[Any]] = {name: [] for name in parts}
-    ends: dict[str, list[Any]] = {name: [] for name in parts}
+    starts: dict[str, list[float]] = {name: [] for name in parts}
+    ends: dict[str, list[float]] = {name: [] for name in parts}
     with ExitStack() as hooks:
         for name, modules in parts.items():
             first, last = (modules[:1], modules[-1:]) if name == "blocks" else (modules, modules)
             for module in first:
-                hooks.callback(module.register_forward_pre_hook(_marking(watch, starts[name])).remove)
+                hooks.callback(module.register_forward_pre_hook(_marking(starts[name])).remove)
             for module in last:
-                hooks.callback(module.register_forward_hook(_marking(watch, ends[name])).remove)
-        began = watch.mark()
+                hooks.callback(module.register_forward_hook(_marking(ends[name])).remove)
+        began = time.perf_counter()
         step()
-        ended = watch.mark()
-    watch.settle()
-    spent = {
-        name: sum(watch.between(a, b) for a, b in zip(starts[name], ends[name], strict=True))
-        for name in parts
-    }
-    return {**spent, "total": watch.between(began, ended)}
+        ended = time.perf_counter()
+    spent = {name: sum(b - a for a, b in zip(starts[name], ends[name], strict=True)) for name in parts}
+    return {**spent, "total": ended - began}
 
 
-def _marking(watch: Watch, marks: list[Any]) -> Callable[..., None]:
+def _marking(marks: list[float]) -> Callable[..., None]:
     def hook(*_: Any) -> None:
-        marks.append(watch.mark())
+        marks.append(time.perf_counter())
 
     return hook

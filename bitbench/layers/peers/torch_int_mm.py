@@ -21,7 +21,7 @@ MAX_IN_FEATURES = (2**31 - 1) // (127 * 127)
 
 class IntMMSpec(LayerSpec):
     """int8 weights with a scale per row, int8 activations with a scale per token, multiplied by
-    ``torch._int_mm`` (oneDNN)."""
+    ``torch._int_mm`` (oneDNN; on a GPU cuBLASLt)."""
 
     kind: Literal["torch_int_mm"]
 
@@ -32,10 +32,14 @@ class TorchIntMM(Peer):
     name = "torch_int_mm"
     spec = IntMMSpec
     backends = ("torch",)
+    draws_in_place = True
     fixed_numerics: ClassVar[dict[str, Any]] = {"weights": "int8 per row", "activations": "int8 per token"}
     roundings = 5  # the activation scale, two products, the conversion of an int32, the bias
     kernel_prefix = "torch/int_mm"
     kernel_parts = ("operator", "dtype", "device")
+
+    def unsupported(self, spec: IntMMSpec, device: str) -> str | None:
+        return None if device == "cuda" else super().unsupported(spec, device)
 
     def cost(self, spec: IntMMSpec, in_features: int, out_features: int) -> LayerCost:  # noqa: ARG002 - the kind has no options
         weights = in_features * out_features
@@ -52,7 +56,7 @@ class TorchIntMM(Peer):
     ) -> nn.Module:
         import torch
 
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         codes = torch.randint(-127, 128, (out_features, in_features), dtype=torch.int8, generator=generator)
         scales = torch.empty(out_features).uniform_(0.5, 1.5, generator=generator) * (in_features**-0.5 / 64)
         return _made(codes, scales, random_bias(out_features, bias, generator))

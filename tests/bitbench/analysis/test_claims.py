@@ -129,6 +129,32 @@ def test_ratio_without_the_other_side_is_not_evaluated(summary: Summary) -> None
     assert "linear-bf16" in result.reason
 
 
+def test_ratio_to_another_point_is_of_the_same_layer_and_paired_by_launch(summary: Summary) -> None:
+    where = {"layer": "ternary", "tokens": 1, "cache": "hot", "shape": [2048, 2048]}
+    result = check(summary, "time.latency", where, of={"cache": "cold"}, at_most=1000)
+    hot, cold = (summary.one("linear", **{**where, "cache": cache}) for cache in ("hot", "cold"))
+    assert hot is not None
+    assert cold is not None
+    ratio = hot.series["time.latency"].ratio_to(cold.series["time.latency"])
+    assert ratio is not None
+    assert result.status is ClaimStatus.PASS
+    assert result.deciding is not None
+    assert result.deciding.value == ratio.estimate(0.99)
+    # Of no point with threads of its own is there any: the claim is open, never passed.
+    left = check(summary, "time.latency", where, of={"threads": 1}, at_most=1000)
+    assert left.status is ClaimStatus.NOT_EVALUATED
+    assert left.reason.startswith("no figure of threads=1 beside linear/2048x2048")
+
+
+def test_the_mean_of_blocks_counts_what_the_median_leaves_out(summary: Summary) -> None:
+    case = summary.one("linear", "ternary", tokens=1, cache="hot", shape=[2048, 2048])
+    assert case is not None
+    [first, *_] = [r for r in summary.run.records if r.case == case.case.id]
+    mean = sum(first.samples_ns) / len(first.samples_ns) / first.calls / 1e9
+    assert case.series["time.mean"].values[first.launch] == pytest.approx(mean)
+    assert case.series["time.mean"].values != case.series["time.latency"].values
+
+
 def test_one_launch_cannot_pass(run_maker: ModuleType, tmp_path: Path) -> None:
     summary = summarise(load_run(run_maker.write_run(tmp_path, launches=1)))
     result = check(summary, "time.speedup", {"layer": "ternary", "tokens": 1, "cache": "hot"}, at_least=2)

@@ -125,6 +125,35 @@ def test_interrupt_says_how_to_go_on_and_resume_does(
     assert main(["run", "--resume", run_dir.name, *places(tmp_path)]) == Exit.OK
 
 
+def test_the_device_can_be_chosen_in_place_of_the_suites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = suite_in(tmp_path, device="cuda")
+    assert main(["run", str(wanted), "--device", "cpu", "--launches", "1", *places(tmp_path)]) == Exit.OK
+    run = load_run(only_run(tmp_path))
+    assert run.info.environment["device"] == "cpu"
+    assert run.info.suite["device"] == "cpu", "as it was resolved"
+    assert main(["run", str(wanted), "--device", "gpu", *places(tmp_path)]) == Exit.USAGE
+    assert "allowed: cpu, cuda" in capsys.readouterr().err
+
+
+def test_a_suite_runs_without_what_it_would_fetch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitbench.data import fetch
+
+    monkeypatch.setattr(fetch, "ensure", lambda name: pytest.fail(f"{name} was fetched"))
+    path = suite_in(tmp_path)
+    scored = "  - {kind: perplexity, model: smollm2-135m, text: sotu}\n"
+    path.write_text(path.read_text() + scored)
+    assert main(["run", str(path), "--random-weights", "--launches", "1", *places(tmp_path)]) == Exit.OK
+    assert "perplexity is left out: it needs smollm2-135m, sotu" in capsys.readouterr().out
+    run = load_run(only_run(tmp_path))
+    assert {case.workload for case in run.cases} == {"linear"}
+    again = ["run", str(path), "--resume", str(run.path), "--random-weights", *places(tmp_path)]
+    assert main(again) == Exit.OK, "it is the same suite"
+
+
 def test_terminate_is_an_interrupt() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), terminate_as_interrupt():

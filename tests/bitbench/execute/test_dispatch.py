@@ -14,6 +14,7 @@ from bitbench.execute.judge import Judgement, judge
 from bitbench.layers import registry
 from bitbench.layers.base import LayerKind
 from bitbench.measure.clock import Series
+from bitbench.measure.neighbours import Neighbours
 from bitbench.measure.roofline import Peaks, Ruler, Work
 from bitbench.store.reader import RunData
 from bitbench.store.schema import Record, Status
@@ -102,7 +103,8 @@ def judged(plan: Any, subject: Subject, seconds: float = 1.0) -> Judgement:
         samples_ns=[round(seconds * 1e9)] * 3, calls=1, utilisation=lambda threads: 1.0
     )
     assert set(Series.__dataclass_fields__) >= {"samples_ns", "calls"}
-    return judge(subject, series, job, Ruler(peaks, lambda: peaks), visit=job.visits[0], layer="a")
+    ruler = Ruler(peaks, lambda: peaks)
+    return judge(subject, series, job, ruler, visit=job.visits[0], layer="a", neighbours=Neighbours(0))
 
 
 def test_levels_become_notes_and_statuses(plan_of: Any) -> None:

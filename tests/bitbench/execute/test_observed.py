@@ -97,3 +97,29 @@ def test_what_was_never_measured_and_an_undisturbed_machine_add_nothing() -> Non
     follow(quiet, clock, (1, "a", "time"), (2, "a", "check"))
     record = timed("a")
     assert quiet.add(record) is record
+
+
+def test_a_layer_kept_at_work_alone_is_given_the_figures_of_that() -> None:
+    clock = Clock()
+    observer = Observer(Beside(), clock)
+    follow(observer, clock, (0, "a", "time"), (1, "b", "time"), (2, "a", "load"), (5, "b", "load"))
+    follow(observer, clock, (9, "a", "check"))
+    first = observer.add(timed("a", metrics={"gpu.calls_per_s": 100.0}))
+    second = observer.add(timed("b", metrics={"gpu.calls_per_s": 10.0}))
+    assert first.metrics == {
+        "gpu.calls_per_s": 100.0,
+        "gpu.power_w": 3.0,
+        "gpu.sm_mhz": 2.0,
+        "gpu.energy_j": 300.0,
+    }
+    assert (second.metrics["gpu.power_w"], second.metrics["gpu.energy_j"]) == (4.0, 40.0)
+    assert first.notes == ["0 to 2"], "what disturbed the timing"
+
+
+def test_the_load_of_one_point_is_not_that_of_the_next() -> None:
+    clock = Clock()
+    observer = Observer(Beside(), clock)
+    follow(observer, clock, (0, "a", "time"), (1, "a", "load"), (4, "a", "check"))
+    observer.add(timed("a"))
+    follow(observer, clock, (10, "a", "time"), (11, "a", "check"))
+    assert observer.add(timed("a")).metrics["gpu.power_w"] == 1.0

@@ -167,6 +167,9 @@ class FakeGpu:
     def flush(self) -> None:
         return
 
+    def synchronize(self) -> None:
+        return
+
     def event(self) -> Any:
         return HostEvent()
 
@@ -248,3 +251,131 @@ def test_more_threads_than_the_run_has_are_unsupported(plan_of: Any, run_of: Any
             "7 threads are more than the 1 of the run: give --threads 7 where there are as many cores",
         ),
     }
+
+
+@pytest.fixture
+def on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
+    """Layers are measured on :class:`FakeGpu`; the class of its subjects, to be changed."""
+    import fake_kinds
+
+    monkeypatch.setattr("bitbench.execute.point.TorchGpu", FakeGpu)
+    monkeypatch.setattr(fake_kinds.FakeSubject, "replayable", True)
+    subject: type[Any] = fake_kinds.FakeSubject
+    return subject
+
+
+def test_what_is_replayed_says_what_a_launched_call_takes(
+    plan_of: Any, tmp_path: Path, on_fake_gpu: Any
+) -> None:
+    _, records = visit_once(plan_of({"a": {}, "b": {"does": "slow"}}), 0, tmp_path, device="cuda")
+    assert 0 < records["a"].metrics["time.eager"] < 1e-4
+    assert records["a"].calls % 20 == 0, "whole graphs"
+    assert "time.eager" not in records["b"].metrics, "it is too long to be replayed"
+
+
+def test_a_call_of_many_kernels_is_replayed_however_long_it_is(
+    plan_of: Any, tmp_path: Path, on_fake_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_fake_gpu, "many_kernels", True)
+    monkeypatch.setattr(on_fake_gpu, "block_calls", 3)
+    monkeypatch.setattr(on_fake_gpu, "max_calls", 3)
+    captured: list[int] = []
+    real = FakeGpu.capture
+    monkeypatch.setattr(FakeGpu, "capture", lambda *a: captured.append(a[2]) or real(*a))
+    _, records = visit_once(plan_of({"a": {"does": "slow"}}), 0, tmp_path, device="cuda")
+    assert (records["a"].timer, records["a"].calls) == ("cuda-graph", 3)
+    assert captured == [3], "all its blocks are one graph"
+
+
+def test_what_cannot_be_captured_is_launched_and_says_so(
+    plan_of: Any, tmp_path: Path, on_fake_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capture(self: Any, call: Any, calls: int) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(FakeGpu, "capture", capture)
+    _, records = visit_once(plan_of({"a": {}}), 0, tmp_path, device="cuda")
+    assert records["a"].status is Status.OK
+    assert records["a"].timer == "cuda-events"
+    assert records["a"].notes == [
+        "launched call by call, for it cannot be captured: operation not permitted when stream is capturing"
+    ]
+
+
+def test_a_flushed_layer_is_called_a_few_times_a_block(
+    plan_of: Any, tmp_path: Path, on_fake_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_fake_gpu, "replayable", False)
+    monkeypatch.setattr(on_fake_gpu, "flush", True)
+    _, records = visit_once(plan_of({"a": {}}), 0, tmp_path, device="cuda")
+    assert 1 <= records["a"].calls <= 32
+
+
+@pytest.mark.parametrize(
+    ("launch", "flush", "loaded"), [(0, False, True), (1, False, False), (0, True, False)]
+)
+def test_layers_are_kept_at_work_alone_in_the_first_launch(
+    plan_of: Any,
+    tmp_path: Path,
+    on_fake_gpu: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    launch: int,
+    flush: bool,
+    loaded: bool,
+) -> None:
+    from bitbench.execute.point import TimedPoint
+
+    monkeypatch.setattr(on_fake_gpu, "flush", flush)
+    real = TimedPoint.loads
+    monkeypatch.setattr(TimedPoint, "loads", lambda point: min(0.01, real(point)))
+    plan = plan_of({"a": {}, "b": {"does": "slow"}}, launches=2, load=2.5)
+    stages, records = visit_once(plan, launch, tmp_path, device="cuda")
+    under_load = [layer for layer, stage in stages if stage == "load"]
+    assert sorted(under_load) == (["a", "b"] if loaded else [])
+    names = [stage for _, stage in stages]
+    if loaded:
+        assert names.index("load") > max(i for i, stage in enumerate(names) if stage == "time")
+        assert names.index("load") < names.index("judge")
+        assert records["a"].metrics["gpu.calls_per_s"] > records["b"].metrics["gpu.calls_per_s"] > 50
+    else:
+        assert not any("gpu.calls_per_s" in record.metrics for record in records.values())
+    assert {record.status for record in records.values()} == {Status.OK}
+
+
+def test_a_processor_is_not_kept_at_work(plan_of: Any, tmp_path: Path) -> None:
+    stages, _ = visit_once(plan_of({"a": {}}, load=2.5), 0, tmp_path)
+    assert "load" not in {stage for _, stage in stages}
+
+
+def test_a_worker_that_has_lost_its_gpu_ends_in_the_case_that_lost_it(
+    plan_of: Any, tmp_path: Path, on_fake_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every later call of the process would fail, and be blamed for it."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    def lost(self: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr(FakeGpu, "synchronize", lost)
+    from bitbench.execute.outcome import DEVICE_LOST, of_death
+
+    with pytest.raises(Ended) as ended:
+        visit_once(plan_of({"a": {}, "b": {}}), 0, tmp_path, device="cuda")
+    assert ended.value.args == (DEVICE_LOST,)
+    status, reason = of_death(DEVICE_LOST, False, "logs/launch-0.log")
+    assert status is Status.CRASH
+    assert "an error on the GPU" in reason
+
+
+def test_an_error_that_leaves_the_gpu_usable_costs_its_layer_alone(
+    plan_of: Any, tmp_path: Path, on_fake_gpu: Any
+) -> None:
+    plan = plan_of({"a": {}, "bad": {"does": "memory", "at": "build"}})
+    _, records = visit_once(plan, 0, tmp_path, device="cuda")
+    assert {name: record.status for name, record in records.items()} == {"a": Status.OK, "bad": Status.OOM}

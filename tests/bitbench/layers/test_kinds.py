@@ -274,3 +274,71 @@ def test_random_layers_hold_the_numbers_that_stored_runs_were_measured_on() -> N
     ternary = drawn({"kind": "ternary", "scale": "tensor"})
     assert ternary.packed_weight.scales.flatten().tolist() == [0.5027879476547241]
     assert ternary.dequantize()[0].sign().tolist() == [1, 0, 0, 1, -1, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["ternary", "ternary-2bit", "ternary-float", "ternary-training"])
+def test_ternary_layers_run_on_a_gpu(name: str) -> None:
+    spec = spec_of(SPECS[name])
+    assert registry.get(spec.kind).unsupported(spec, "cuda") is None
+
+
+def test_what_a_gpu_has_no_kernels_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITIMPL_BACKEND", raising=False)
+    binary, held = spec_of(SPECS["binary"]), spec_of({"kind": "ternary", "isa": "avx2"})
+    kind = registry.get("binary")
+    assert "no kernels for cuda yet" in str(kind.unsupported(binary, "cuda"))
+    assert kind.unsupported(binary, "cpu") is None
+    assert kind.unsupported(spec_of({"kind": "binary", "form": "training"}), "cuda") is None
+    assert "names instructions of a CPU" in str(registry.get("ternary").unsupported(held, "cuda"))
+    monkeypatch.setenv("BITIMPL_BACKEND", "torch")
+    assert kind.unsupported(binary, "cuda") is None, "the reference runs anywhere"
+
+
+def test_a_kernel_of_a_gpu_is_native_and_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITIMPL_BACKEND", raising=False)
+    kind, spec = registry.get("ternary"), spec_of(SPECS["ternary"])
+    kernel = "ternary_linear/base3/int8/gemv/sm_90"
+    assert kind.fallback(spec, kernel) is None
+    said = kind.dispatch(spec, kernel)
+    assert (said["backend"], said["device"], said["isa"]) == ("native", "cuda", "sm_90")
+    assert kind.fallback(spec, "ternary_linear/base3/int8/reference/torch")
+
+
+@pytest.mark.parametrize("name", ["linear", "bf16", "binary", "ternary", "ternary-training"])
+def test_a_layer_made_on_the_processor_is_as_drawn(name: str) -> None:
+    """And on the processor it is the one it always was."""
+    spec = spec_of(SPECS[name])
+    kind = registry.get(spec.kind)
+    assert kind.draws_in_place
+    here = kind.made(spec, 32, 16, bias=True, seed=3, device="cpu")
+    plain = kind.random(spec, 32, 16, bias=True, seed=3)
+    for (key, value), again in zip(here.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(value, again), key
+
+
+@pytest.mark.parametrize(("name", "told"), [("linear", "meta"), ("int8", "cpu")])
+def test_only_kinds_that_can_are_told_to_draw_elsewhere(
+    name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(SPECS[name])
+    kind = registry.get(spec.kind)
+    devices: list[str] = []
+
+    def random(*_: Any, **__: Any) -> nn.Module:
+        devices.append(torch.get_default_device().type)
+        return nn.Identity()
+
+    monkeypatch.setattr(type(kind), "random", random)
+    kind.made(spec, 8, 8, bias=False, seed=0, device="meta")
+    assert devices == [told]
+
+
+def test_the_type_of_input_and_output_changes_no_accuracy() -> None:
+    """In a model they have the model's."""
+    kind = registry.get("ternary")
+    plain, short = spec_of({"kind": "ternary"}), spec_of({"kind": "ternary", "dtype": "bfloat16"})
+    assert kind.numerics(plain) == kind.numerics(short)
+    assert (kind.input_dtype(plain), kind.input_dtype(short)) == ("float32", "bfloat16")
+    assert "dtype" not in plain.model_dump(mode="json"), "cases keep the ids of stored runs"
+    assert short.model_dump(mode="json")["dtype"] == "bfloat16"
+    assert kind.tolerance(short, 64) > 100 * kind.tolerance(plain, 64)

@@ -230,3 +230,27 @@ def test_a_layer_may_have_a_timer_of_its_own() -> None:
         timers={"b": Other()},
     )
     assert {name: one.timer for name, one in series.items()} == {"a": "fake", "b": "other"}
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), st.integers(1, 10**8), min_size=1), st.integers(1, 600))
+def test_blocks_hold_whole_graphs(call_ns: dict[str, int], step: int) -> None:
+    budget = Budget()
+    rounds, schedule = plan(call_ns, dict.fromkeys(call_ns), budget, steps={"a": step})
+    for name, turn in schedule.items():
+        assert turn.calls % (step if name == "a" else 1) == 0
+        assert turn.calls >= 1
+        assert rounds * turn.blocks <= MAX_BLOCKS
+
+
+def test_a_timer_limits_its_own_layer_alone() -> None:
+    series = time_together(
+        {"cold": FakeSubject(50), "hot": FakeSubject(50)},
+        rng=random.Random(0),
+        timer=FakeTimer(),
+        budget=Budget(seconds=0.01),
+        call_ns={"cold": 50, "hot": 50},
+        announce=lambda name: None,
+        most={"cold": 32, "hot": None},
+    )
+    assert (series["cold"].calls, series["cold"].stop) == (32, "calls")
+    assert series["hot"].calls > 1000

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def test_the_better_of_two_libraries_sets_the_float_limits(monkeypatch: pytest.M
     monkeypatch.setattr(measuring, "read_bandwidth", lambda device, cache: 1.0)
     monkeypatch.setattr(measuring, "cache_bandwidth", lambda device, threads: 1.0)
     monkeypatch.setattr(measuring, "isa_rates", lambda device: {})
-    found = measure_peaks("cuda", torch.get_num_threads(), 1)
+    found = measure_peaks("cpu", torch.get_num_threads(), 1)
     assert (found.fp32_per_s, found.bf16_per_s, found.int8_per_s) == (5.0, 7.0, 1.0)
 
 
@@ -80,3 +82,63 @@ def test_each_instruction_set_is_measured_once(monkeypatch: pytest.MonkeyPatch) 
     selected.append("portable")  # has no loops: what torch does is all that is known
     found = measure_peaks("cpu", torch.get_num_threads(), 1)
     assert (found.int8_per_s, found.bit_per_s) == (0.25, 0.0)
+
+
+@pytest.fixture
+def gpu_on_meta(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """A GPU whose tensors have no numbers; what is multiplied on it."""
+    done: list[tuple[str, ...]] = []
+    for name in ("ones", "randn", "randint"):
+        real = getattr(torch, name)
+
+        def made(*sizes: Any, real: Any = real, device: str = "", **options: Any) -> torch.Tensor:
+            return real(*sizes, device="meta", **options)
+
+        monkeypatch.setattr(torch, name, made)
+
+    def multiplied(name: str) -> Any:
+        def call(a: torch.Tensor, b: torch.Tensor) -> None:
+            layout = "columns" if b.stride(0) == 1 else "rows"
+            done.append((name, str(a.dtype), f"{a.shape[0]}x{b.shape[1]}", layout))
+
+        return call
+
+    for name in ("mm", "_int_mm"):
+        monkeypatch.setattr(torch, name, multiplied(name))
+    return done
+
+
+def test_a_gpu_multiplies_random_numbers_large_enough_to_fill_it(
+    gpu_on_meta: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_fastest", lambda call, device: call() or 1e-3)
+    for kind in ("int8", "bfloat16"):
+        assert measuring._multiply("cuda", kind) == pytest.approx(2e3 * 8192**3)
+    assert gpu_on_meta == [
+        ("_int_mm", "torch.int8", "8192x8192", "columns"),
+        ("mm", "torch.bfloat16", "8192x8192", "columns"),
+    ]
+
+
+def test_a_copy_counts_what_it_reads_and_writes(gpu_on_meta: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([1e-3, 0.6e-3, 0.9e-3])  # the copy, and two reductions of half as many bytes
+    monkeypatch.setattr(measuring, "_fastest", lambda call, device: next(seconds))
+    assert measuring.read_bandwidth("cuda", 0) == pytest.approx(measuring.GPU_READ / 1e-3)
+    seconds = iter([1e-3, 0.3e-3, 0.9e-3])
+    assert measuring.read_bandwidth("cuda", 0) == pytest.approx(measuring.GPU_READ / 2 / 0.3e-3)
+
+
+def test_a_gpu_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timer:
+        def __init__(self, gpu: object) -> None:
+            pass
+
+        def block(self, call: Any, calls: int) -> int:
+            for _ in range(calls):
+                call()
+            return 2_000 * calls
+
+    made: list[int] = []
+    monkeypatch.setattr(measuring, "EventTimer", Timer)
+    assert measuring._fastest(lambda: made.append(1), "cuda", 0.0) == pytest.approx(2e-6)
+    assert len(made) == 2 * measuring.GPU_CALLS

@@ -123,3 +123,12 @@ def test_a_device_clock_that_runs_backwards_is_found_out() -> None:
 
     with pytest.raises(ClockFault, match="a block of 2 calls took -20 ns by cuda-events"):
         measured(EventTimer(gpu), back, 2)
+
+
+def test_blocks_that_repeat_the_same_calls_are_one_graph() -> None:
+    gpu = FakeGpu()
+    timer = GraphTimer(gpu, size=8)
+    timer.block(gpu.call, 8)
+    timer.block(gpu.call, 16)
+    assert timer.size == 8
+    assert [len(calls) for calls in gpu.captured] == [8]

@@ -107,3 +107,20 @@ def test_calls_below_a_nanosecond_are_not_believed() -> None:
 
     with pytest.raises(ClockFault, match="4 calls took 1 ns, less than a nanosecond each"):
         settle(FakeSubject(1, max_calls=4), Rushing(), Budget())
+
+
+def test_blocks_are_multiples_of_what_the_timer_holds() -> None:
+    timer = FakeTimer()
+    assert settle(FakeSubject(300), timer, Budget(block_ns=50_000), step=27).call_ns == 300
+    assert timer.blocks == [27, 27, 54, 108, 216, 216]
+
+
+def test_blocks_are_no_longer_than_the_timer_takes() -> None:
+    timer = FakeTimer()
+    warmth = settle(FakeSubject(300), timer, Budget(block_ns=50_000), most=32)
+    assert (warmth.call_ns, warmth.ended) == (300, "steady")
+    assert max(timer.blocks) == 32
+
+
+def test_the_time_of_a_call_is_a_part_of_a_block_also_where_one_is_all_there_is() -> None:
+    assert settle(FakeSubject(90_000_000), FakeTimer(), Budget(seconds=0.15), step=2).call_ns == 90_000_000

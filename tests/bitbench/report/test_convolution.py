@@ -36,14 +36,17 @@ WORKLOADS: list[dict[str, Any]] = [
         "tokens": [1, 512],
         "cache": ["hot", "cold"],
         "memory": False,
-        "include": [{"threads": 1}],
+        "include": [{"threads": 1}, {"threads": 1, "neighbours": "all", "tokens": [1], "cache": ["hot"]}],
     },
     {
         "kind": "conv2d",
         "shapes": "resnet-18",
         "batch": [1, 8],
         "memory": False,
-        "include": [{"threads": 1, "batch": [1], "memory_format": ["channels_last"]}],
+        "include": [
+            {"threads": 1, "batch": [1], "memory_format": ["channels_last"]},
+            {"neighbours": 2, "batch": [1], "memory_format": ["channels_last"]},
+        ],
     },
 ]
 ISAS = {"avx512": {"int8": 4e11, "bit": 3e12}, "avx2": {"int8": 2e11}}
@@ -52,8 +55,9 @@ SECONDS = {"linear": 4e-4, "ternary": 1e-4, "ternary-avx2": 2e-4}
 
 
 def seconds(case: Case) -> float:
-    """Of a call: twice as many with one thread."""
-    return SECONDS[case.layer] * (2 if "threads" in case.params else 1)
+    """Of a call: twice as many with one thread, five times as many beside neighbours."""
+    alone = SECONDS[case.layer] * (2 if "threads" in case.params else 1)
+    return alone * (5 if "neighbours" in case.params else 1)
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +104,20 @@ def headings(table: Table) -> list[str]:
 def test_points_with_threads_of_their_own_stand_apart(summary: Summary) -> None:
     runs_own = [Point(1, "hot"), Point(1, "cold"), Point(512, "hot"), Point(512, "cold")]
     assert headline_points(summary) == runs_own
-    assert linear_points(summary) == [*runs_own, *(point._replace(threads=1) for point in runs_own)]
+    assert linear_points(summary) == [
+        *runs_own,
+        *(point._replace(threads=1) for point in runs_own),
+        Point(1, "hot", 1, "all"),
+    ]
     assert Point(1, "hot", 1).title == "M=1 hot, 1 thread"
+    assert Point(1, "hot", 1, "all").title == "M=1 hot, 1 thread, all cores busy"
+    assert Point(1, "hot", None, 1).title == "M=1 hot, 1 busy neighbour"
     # Two shapes added up: of the run's threads alone, and of one thread alone.
-    for point, wanted in ((Point(1, "hot"), 2e-4), (Point(1, "hot", 1), 4e-4)):
+    for point, wanted in (
+        (Point(1, "hot"), 2e-4),
+        (Point(1, "hot", 1), 4e-4),
+        (Point(1, "hot", 1, "all"), 2e-3),
+    ):
         assert totals(summary, point)["ternary"].latency.estimate().value == pytest.approx(wanted, rel=1e-3)
 
 
@@ -112,12 +126,15 @@ def test_speed_has_a_table_for_each_shape_and_number_of_threads(summary: Summary
     assert section is not None
     assert [table.id for table in section.tables] == [
         *("speed-64x64", "speed-128x64", "speed-64x64-t1", "speed-128x64-t1"),
+        *("speed-64x64-t1-nall", "speed-128x64-t1-nall"),
     ]
+    assert section.tables[4].title == "64x64 (out x in), 1 thread, all cores busy"
     assert headings(section.tables[2])[1] == "M=1 hot, 1 thread"
     told = " ".join(section.prose)
     assert "reading memory 50.0 GB/s" in told
     assert "with 1 thread: reading memory 30.0 GB/s" in told
     assert "by avx2 alone: int8 200" in told
+    assert "as other programs would" in told
     assert "by avx512 alone" not in told, "no layer is held to it"
 
 
@@ -140,6 +157,7 @@ def test_convolutions_have_a_table_for_each_setting(summary: Summary) -> None:
         "1 image, contiguous",
         "8 images, contiguous",
         "1 image, channels last, 1 thread",
+        "1 image, channels last, 2 busy neighbours",
     ]
     table = section.tables[0]
     assert headings(table)[:3] == ["Layer", "64x64, 3x3 on 56", "128x64, 3x3 on 56, stride 2"]

@@ -253,6 +253,19 @@ def test_an_entry_may_name_its_threads() -> None:
     assert [point.spec.threads for point in plan.points] == [None, None, 1, 3]
 
 
+def test_an_entry_may_name_busy_neighbours() -> None:
+    """They are part of what is timed, as threads are, and of the time that it takes."""
+    both = suite(entry(tokens=[1], cache=["hot"], memory=True, include=[{"neighbours": "all", "threads": 1}]))
+    plan = expand(both)
+    assert [p.label for p in plan.points] == [
+        "linear/8x16/tokens=1/cache=hot",
+        "linear/8x16/memory",
+        "linear/8x16/tokens=1/cache=hot/threads=1/neighbours=all",
+    ]
+    quiet, _, beside = (sum(plan.case_seconds(point).values()) for point in plan.points)
+    assert beside > 1.5 * quiet
+
+
 def test_threads_can_be_excluded_like_any_other_param() -> None:
     plan = expand(suite(entry(include=[{"threads": 1}], exclude=[{"threads": 1, "cache": "cold"}])))
     assert params(plan)[4:] == [([8, 16], 1, "hot", 1), ([8, 16], 16, "hot", 1)]

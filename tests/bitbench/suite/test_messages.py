@@ -85,7 +85,7 @@ demo.yaml:6: layers.ternary.format: the text 'base4' is not possible here
         "  ternary: {kind: ternary, formt: base3}",
         """\
 demo.yaml:6: layers.ternary.formt: unknown key 'formt'
-    did you mean 'format'? allowed: kind, require_backend, timeout, form, group_size, scale_dtype, isa, activation_bits, format, rule, scale, ste""",
+    did you mean 'format'? allowed: kind, require_backend, timeout, form, group_size, scale_dtype, isa, dtype, activation_bits, format, rule, scale, ste""",
     ),
     (
         "  ternary: {kind: ternary}",
@@ -250,7 +250,7 @@ demo.yaml:11: workloads[0].zip: zipped lists must have one length: tokens has 3,
         """\
 demo.yaml:11: workloads[0].include[0].shapes[0]: out_features must be from 1 to 1048576, not 0
 demo.yaml:11: workloads[0].include[1].tokns: unknown key 'tokns'
-    did you mean 'tokens'? allowed: kind, layers, launches, zip, include, exclude, when, threads, require_backend, timeout, shapes, tokens, cache, bias, memory""",
+    did you mean 'tokens'? allowed: kind, layers, launches, zip, include, exclude, when, threads, neighbours, require_backend, load, timeout, shapes, tokens, cache, bias, memory""",
     ),
     (
         "tokens: [1, 16]",
@@ -271,7 +271,41 @@ demo.yaml:11: workloads[0].layers[1]: this suite has no layer 'ternery'
         "metric: memory.wieght_ratio",
         """\
 demo.yaml:15: claims[0].metric: unknown metric 'memory.wieght_ratio'
-    did you mean 'memory.weight_ratio'? known: time.latency, time.speedup, time.speedup_best_float, roofline.share, decode.tokens_per_second, decode.prefill_tokens_per_second, decode.blocks_share, decode.head_share, decode.rest_share, decode.ceiling, cpu.utilisation, gpu.utilisation, gpu.memory_utilisation, gpu.power_w, gpu.energy_j, gpu.sm_mhz, memory.codes_bytes, memory.scales_bytes, memory.bias_bytes, memory.buffers_bytes, memory.slack_bytes, memory.weight_bytes, memory.layer_bytes, memory.file_bytes, memory.peak_bytes, memory.training_bytes, memory.training_peak_bytes, memory.bits_per_weight, memory.format_bits, memory.weight_ratio, memory.weight_ratio_bf16, memory.layer_ratio, memory.file_ratio, memory.model_bytes, memory.model_ratio, quality.perplexity, quality.perplexity_ratio, quality.tokens, quality.nll, training.bits_per_byte and 3 more""",
+    did you mean 'memory.weight_ratio'? known: time.latency, time.mean, time.speedup, time.speedup_best_float, time.eager, roofline.share, decode.tokens_per_second, decode.prefill_tokens_per_second, decode.blocks_share, decode.head_share, decode.rest_share, decode.ceiling, cpu.utilisation, cpu.neighbours, gpu.utilisation, gpu.memory_utilisation, gpu.power_w, gpu.energy_j, gpu.calls_per_s, gpu.sm_mhz, memory.codes_bytes, memory.scales_bytes, memory.bias_bytes, memory.buffers_bytes, memory.slack_bytes, memory.weight_bytes, memory.layer_bytes, memory.file_bytes, memory.peak_bytes, memory.training_bytes, memory.training_peak_bytes, memory.bits_per_weight, memory.format_bits, memory.weight_ratio, memory.weight_ratio_bf16, memory.layer_ratio, memory.file_ratio, memory.model_bytes, memory.model_ratio, quality.perplexity, quality.perplexity_ratio, quality.tokens and 5 more""",
+    ),
+    (
+        "    cache: [hot, cold]\n",
+        "    cache: [hot, cold]\n  - {kind: classify, images: mnist, threads: 2}\n",
+        """\
+demo.yaml:12: workloads[1].threads: nothing is timed here, and 'threads' changes nothing else
+    remove 'threads', or have the workload time something""",
+    ),
+    (
+        "    cache: [hot, cold]\n",
+        "    cache: [hot, cold]\n  - {kind: classify, images: mnist, include: [{hidden: 8}, {neighbours: all}]}\n",
+        """\
+demo.yaml:12: workloads[1].include[1].neighbours: nothing is timed here, and 'neighbours' changes nothing else
+    remove 'neighbours', or have the workload time something""",
+    ),
+    (
+        "    cache: [hot, cold]\n",
+        "    cache: [hot, cold]\n    neighbours: 0\n",
+        """\
+demo.yaml:12: workloads[0].neighbours: must be a whole number from 1 on, or all, not 0""",
+    ),
+    (
+        "where: {layer: ternary}",
+        "where: {layer: ternary}\n    of: {thread: 1}",
+        """\
+demo.yaml:17: claims[0].of.thread: no point has 'thread'
+    known: layer, workload, shape, tokens, cache, measure""",
+    ),
+    (
+        "where: {layer: ternary}",
+        "where: {layer: ternary}\n    of: {tokens: 512}",
+        """\
+demo.yaml:17: claims[0].of: no case that the claim is about has another like it with tokens=512
+    `of` names another layer of the same point, or what another point of the workload differs in""",
     ),
     (
         "where: {layer: ternary}",

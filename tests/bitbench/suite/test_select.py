@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bitbench.store.schema import Case
-from bitbench.suite.select import holds, matches, selects
+from bitbench.suite.select import counterpart, describe, holds, matches, selects
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,40 @@ def test_every_key_must_match_and_missing_keys_select_nothing() -> None:
     assert not selects({"cache": "hot"}, case)
     assert holds({"tokens": [1, 2]}, case.params)
     assert not holds({"layer": "ternary"}, case.params)
+    assert holds({"threads": None, "tokens": 1}, case.params), "null: those without it"
+    assert not holds({"tokens": None}, case.params)
+    assert holds({"threads": [1, None]}, case.params)
+
+
+def test_the_counterpart_differs_in_what_is_named_and_in_nothing_else() -> None:
+    def case(id: str, layer: str = "ternary", *, entry: int = 0, **params: Any) -> Case:
+        return Case(
+            id=id, point=f"p-{entry}-{params}", workload="linear", entry=entry, phase="timed",
+            replicate="launches", launches=5, layer=layer, params={"shape": [2, 2], **params}, numerics="n",
+        )  # fmt: skip
+
+    plain, other = case("a", tokens=1), case("b", "linear", tokens=1)
+    one, busy = case("c", tokens=1, threads=1), case("d", tokens=1, threads=1, neighbours="all")
+    cases = [plain, other, one, busy]
+    assert counterpart({"layer": "linear"}, plain, cases) == other
+    assert counterpart({"threads": 1}, plain, cases) == one
+    assert counterpart({"threads": None}, one, cases) == plain
+    assert counterpart({"neighbours": None}, busy, cases) == one
+    assert counterpart({"neighbours": None, "threads": None, "layer": "linear"}, busy, cases) == other
+    # The same params in another entry, with a bias say.
+    elsewhere = case("e", tokens=1, threads=1, entry=1)
+    assert counterpart({"threads": 1}, plain, [*cases, elsewhere]) == one
+    assert counterpart({"threads": 1}, plain, [plain, elsewhere]) == elsewhere
+    assert (
+        counterpart({"threads": 1}, plain, [plain, elsewhere, case("f", tokens=1, threads=1, entry=2)])
+        is None
+    )
+    assert counterpart({"layer": "linear"}, plain, [plain, case("g", "linear", tokens=1, entry=1)]) is None
+    assert counterpart({"threads": 2}, plain, cases) is None
+    assert counterpart({"layer": "linear"}, one, cases) is None
+    assert (
+        describe({"shape": [2, 2], "threads": None, "layer": ["a"]}) == "shape=2x2, no threads, layer=['a']"
+    )
 
 
 def test_a_float_head_is_selected_where_params_leave_it_out() -> None:

@@ -10,17 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from bitbench.data import architectures, models
-from bitbench.data.architectures import Architecture
+from bitbench.data.architectures import ARCHITECTURES, Architecture
 from bitbench.layers.base import LayerSpec
-from bitbench.workloads import decode, language_model
 from bitbench.workloads.base import Context, Session
 from bitbench.workloads.registry import get
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the module beside this file
 
 SMALL = Architecture(
-    "BitNet, small enough for a test",
     "",
     {
         "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_layers": 4, "num_heads": 4,
@@ -53,6 +50,5 @@ def open_points(tmp_path: Path) -> Callable[..., list[Session]]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a small model known by its shape alone."""
-    for module in (architectures, models, language_model, decode):
-        monkeypatch.setitem(module.ARCHITECTURES, "small-random", SMALL)
+    monkeypatch.setitem(ARCHITECTURES, "small-random", SMALL)
     return "small-random"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,9 @@ from bitbench.data.models import load_causal_lm
 from bitbench.errors import UserError
 from bitbench.layers import registry
 from bitbench.layers.base import LayerCost, LayerKind, LayerSpec
+from bitbench.measure.clock import Budget
+from bitbench.measure.timers import GraphTimer
+from bitbench.measure.warmup import settle
 from bitbench.store.metrics import METRICS
 from bitbench.workloads import language_model
 from bitbench.workloads.base import Context, PointPlan, Session, Unsupported, WorkloadKind
@@ -316,6 +321,39 @@ class TestDecode:
         session = opened(DecodeWorkload(), self.spec, tmp_path, {})
         for name, spec in (("linear", layer(**LINEAR)), ("sign", layer(kind="sign"))):
             assert session.build(name, spec).block_calls == self.spec.tokens
+
+    def test_the_steps_of_a_block_are_one_graph_on_a_gpu(self, tmp_path: Path, sign: Sign) -> None:
+        """Captured from the prompt on, step after step, and never beyond the cache."""
+        session = opened(DecodeWorkload(), self.spec, tmp_path, {})
+        subject = session.build("sign", layer(kind="sign"))
+        assert isinstance(subject, DecodeSubject)
+        assert not subject.replayable, "on a processor nothing is"
+        lengths: list[int] = []
+
+        class Gpu:
+            def event(self) -> Any:
+                at = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+                at.since = lambda earlier: 5e6
+                return at
+
+            def capture(self, call: Callable[[], Any], calls: int) -> Callable[[], None]:
+                for _ in range(calls):
+                    lengths.append(subject.cache.length)
+                    call()
+                return lambda: None
+
+        timer = GraphTimer(Gpu(), size=subject.block_calls)  # type: ignore[arg-type]
+        warmth = settle(subject, timer, Budget(seconds=0.1), step=timer.size)
+        assert warmth.call_ns == 5e6 // self.spec.tokens
+        first = self.spec.prompt_tokens
+        assert lengths == list(range(first, first + self.spec.tokens)), "captured once"
+
+    def test_a_graph_has_no_parts_to_time(self, tmp_path: Path, sign: Sign) -> None:
+        session = opened(DecodeWorkload(), self.spec, tmp_path, {})
+        subject = session.build("sign", layer(kind="sign"))
+        assert isinstance(subject, DecodeSubject)
+        subject.on_gpu = True
+        assert set(subject.metrics()) == {"memory.model_bytes", "memory.model_ratio"}
 
     def test_embedding_and_head_are_one_copy(self, tmp_path: Path, sign: Sign) -> None:
         session = opened(DecodeWorkload(), self.spec, tmp_path, {})

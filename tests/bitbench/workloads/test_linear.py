@@ -22,6 +22,7 @@ from bitbench.workloads.linear import (
     LinearSpec,
     LinearSubject,
     LinearWorkload,
+    cold_by,
     copies_needed,
     sampled_rows,
     sampled_tokens,
@@ -194,14 +195,14 @@ def test_no_timed_call_is_the_first_of_its_copy(monkeypatch: pytest.MonkeyPatch)
 
 @given(st.integers(1, 10**9), st.integers(1, 10**9))
 def test_copies(weight_bytes: int, cache: int) -> None:
-    copies, why = copies_needed(weight_bytes, cache)
+    copies, why = copies_needed(weight_bytes, cache, 2**40)
     assert 1 <= copies <= MAX_COPIES
     assert (copies * weight_bytes > 2 * cache) == (why is None)
 
 
 def test_what_cannot_be_cold_says_so() -> None:
-    assert "less than 2 times" in str(copies_needed(100, 32 * 2**20)[1])
-    assert "cannot be read" in str(copies_needed(2**20, 0)[1])
+    assert "less than 2 times" in str(copies_needed(100, 32 * 2**20, 2**40)[1])
+    assert "cannot be read" in str(copies_needed(2**20, 0, 2**40)[1])
 
 
 @given(st.integers(1, 20_000), st.integers(0, 2**63 - 1))
@@ -292,3 +293,46 @@ def test_how_a_gpu_is_to_time_a_layer_follows_from_the_cache_state() -> None:
     cold = session({"shape": [256, 256], "tokens": 1, "cache": "cold"}).build("linear", spec_of("linear"))
     assert (cold.flush, cold.replayable) == (False, True)
     assert cold.rotation == len(cold._modules) > 1
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "on_gpu", "copies", "flush", "cold"),
+    [
+        (16 << 20, True, 8, False, True),  # 7.5 of them are twice the cache
+        (1 << 30, True, 1, False, True),
+        (4096, True, 1, True, True),  # 512 copies are not enough
+        (4096, False, 512, False, False),
+    ],
+)
+def test_how_weights_come_from_memory(
+    weight_bytes: int, on_gpu: bool, copies: int, flush: bool, cold: bool
+) -> None:
+    found = cold_by(weight_bytes, 60 << 20, 100 << 30, on_gpu=on_gpu)
+    assert found[:2] == (copies, flush)
+    assert (found[2] is None) == cold
+
+
+def test_a_gpu_that_hides_the_size_of_its_cache_has_no_cold_layers() -> None:
+    assert cold_by(1 << 20, 0, 100 << 30, on_gpu=True)[1] is False
+    assert "cannot be read" in str(cold_by(1 << 20, 0, 100 << 30, on_gpu=True)[2])
+
+
+def test_layers_of_a_point_get_the_same_numbers_and_memory_of_their_own() -> None:
+    opened = session({"shape": [8, 16], "tokens": 3, "cache": "hot"})
+    first, second = (opened.input(torch.float32, 3) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
+    assert torch.equal(opened.input(torch.bfloat16, 3), first.bfloat16())
+    assert opened.input(torch.float32, 5).shape == (5, 16)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("bits", [8, None])
+def test_low_bit_layers_of_another_type(dtype: str, bits: int | None) -> None:
+    fields = {"kind": "ternary", "dtype": dtype, "activation_bits": bits}
+    spec = registry.get("ternary").spec.model_validate(fields)
+    subject = session({"shape": [70, 130], "tokens": 3, "cache": "hot"}).build("x", spec)
+    assert subject.call().dtype == getattr(torch, dtype)
+    check = subject.check()
+    assert check.passed, check
+    assert check.max_error > 1e-5, "rounded to that type"
