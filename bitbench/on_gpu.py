@@ -129,11 +129,13 @@ def steps(root: Path, work: Path, architectures: str, jobs: int) -> list[Step]:
 def environment(root: Path, work: Path, given: Mapping[str, str]) -> dict[str, str]:
     """The variables of the steps: these sources, the libraries built here, no waiting for output."""
     paths = [str(root), *given.get("PYTHONPATH", "").split(os.pathsep)]
+    ours = {name: value for name, value in given.items() if name not in ("BITIMPL_BACKEND", "BITIMPL_ISA")}
     return {
-        **given,
+        **ours,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PYTHONUNBUFFERED": "1",
         "BITIMPL_LIBRARY_PATH": str(work / "csrc"),
+        "BITIMPL_CUDA_LIBRARY_PATH": str(work / "csrc"),
     }
 
 
@@ -227,10 +229,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := unfit(ROOT):
         print(f"error: {reason}", file=sys.stderr)
         return 2
+    planned = steps(ROOT, work, architectures_of(gpus()), os.cpu_count() or 1)
+    names = [step.name for step in planned]
+    if unknown := sorted(set(options.only or ()) - set(names)):
+        parser.error(f"unknown step {', '.join(unknown)}: allowed are {', '.join(names)}")
     for part in ("logs", "results", "reports"):
         shutil.rmtree(work / part, ignore_errors=True)
     (work / "logs").mkdir(parents=True)
-    planned = steps(ROOT, work, architectures_of(gpus()), os.cpu_count() or 1)
     wanted = [step for step in planned if not options.only or step.name in options.only]
     outcomes = perform(wanted, deadline, ROOT, work, environment(ROOT, work, os.environ))
     summary = "".join(f"{one.seconds:6.0f} s  {one.step}: {one.word}\n" for one in outcomes)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from impl.packing.layout import unpack_sign_rows
+from impl.packing.layout import pack_bits, unpack_sign_rows
 
 
 class Signs(NamedTuple):
@@ -26,6 +26,23 @@ class Signs(NamedTuple):
     bits: Tensor
     scale: Tensor
     channels: int
+
+    def check(self, image: bool) -> None:
+        """TypeError or ValueError where the tensors are not what the class says."""
+        bits, scale = self.bits, self.scale
+        if bits.dtype != torch.uint8 or scale.dtype != torch.float32:
+            raise TypeError(f"signs are uint8 bits and a float32 scale, got {bits.dtype} and {scale.dtype}")
+        if bits.dim() == 0 or bits.shape[-1] != -(-self.channels // 8):
+            raise ValueError(
+                f"the bits of {self.channels} channels take {-(-self.channels // 8)} bytes, got shape "
+                f"{tuple(bits.shape)}"
+            )
+        places = bits.shape[:1] if image else bits.shape[:-1]
+        if scale.shape != places or scale.device != bits.device:
+            raise ValueError(
+                f"signs in bits {tuple(bits.shape)} on {bits.device} have a scale {tuple(places)} there, got "
+                f"{tuple(scale.shape)} on {scale.device}"
+            )
 
     def to_float(self, dtype: torch.dtype, image: bool) -> Tensor:
         """The +-1 in ``dtype``, channels where torch has them; NaN where the scale is."""
@@ -55,8 +72,5 @@ class Thresholds(NamedTuple):
         numbers = (values >= self.least) & (values <= self.most)
         numbers = numbers.flatten(1).all(1) if image else numbers.all(-1)
         channels = values.shape[-1]
-        padded = torch.nn.functional.pad(plus, (0, -channels % 8)).unflatten(-1, (-1, 8))
-        weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=y.device)
-        bits = (padded * weights).sum(-1, dtype=torch.uint8)
         scale = torch.where(numbers, 1.0, torch.nan).to(torch.float32)
-        return Signs(bits, scale, channels)
+        return Signs(pack_bits(plus), scale, channels)

@@ -50,7 +50,8 @@ def fuse_thresholds(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     are convolutions, or both linear layers. The first layer may have any ``activation_bits``.
 
     ``dtype``: of the input, for which the fused network gives what the other gave, to the last bit: for
-    every input, NaN and infinities included. Another input dtype, or autocast to one, is a TypeError in
+    every input, NaN and infinities included, on the device it was fused on (another one may round a batch
+    norm otherwise: move the model first). Another input dtype, or autocast to one, is a TypeError in
     forward. The network is for inference: it has no gradients.
 
     Chains are found by tracing the model with ``torch.fx`` as :func:`impl.fuse_batch_norms` does. What
@@ -137,7 +138,7 @@ def find_thresholds(layer: Layer, modules: list[nn.Module], dtype: torch.dtype) 
     # The last key with the sign of the lowest one: from there on it is the other one.
     turn = _last(lambda keys: (signs(keys) > 0) == low, least, most)
     always = low == high
-    infinity = torch.full((channels,), torch.inf, device=device)
+    infinity = torch.full((channels,), torch.inf, dtype=torch.float32, device=device)
     lower = torch.where(low, -infinity, torch.where(always, infinity, _values(turn + 1)))
     upper = torch.where(high, infinity, torch.where(always, -infinity, _values(turn)))
     return Thresholds(lower, upper, _values(least), _values(most))

@@ -235,6 +235,11 @@ def _resume(console: Console, wish: Wish) -> tuple[Path, Exit]:
     if info.purpose != "run":
         raise UserError(f"{run_dir} compares two versions: it cannot be resumed", "make the comparison again")
     if loaded is None:
+        if wish.device is not None or wish.random_weights:
+            raise UserError(
+                f"--device and --random-weights do not apply to {run_dir}: it goes on as it was begun",
+                "leave them out, or start a new run: bitbench run SUITE --device ...",
+            )
         loaded = _stored_suite(info)
     say(f"resuming {run_dir}: {_progress(stored)}")
     check_same_suite(stored, loaded)

@@ -44,6 +44,8 @@ from bitbench.store.writer import utc_now
 from bitbench.workloads import registry as workload_registry
 from bitbench.workloads.base import Context, Session, Subject, Unsupported
 
+GPU_BLOCK_NS = 10_000_000
+"""Shortest block on a device."""
 LOAD_BLOCK_NS = 20_000_000
 
 Announce = Callable[[str, str], None]
@@ -100,7 +102,8 @@ class TimedPoint:
         self.gpu = TorchGpu() if job.device == "cuda" else None
         self.timer: Timer = CpuTimer() if self.gpu is None else EventTimer(self.gpu)
         """For layers that need no other (:attr:`Entrant.timer`)."""
-        self.budget = budget or Budget()
+        # On a device a block begins some microseconds after its first event: not to be a part of the result.
+        self.budget = budget or (Budget() if self.gpu is None else Budget(block_ns=GPU_BLOCK_NS))
         self.specs = layer_specs(job)
         self.entrants: dict[str, Entrant] = {}
         """Layers still in the running, in the order built."""

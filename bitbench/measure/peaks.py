@@ -156,9 +156,11 @@ def _factor(device: str, kind: str, size: int) -> torch.Tensor:
     dtype: torch.dtype = getattr(torch, kind)
     if device == "cpu":  # whose rates do not depend on the numbers
         return torch.full((size, size), 1 if kind == "int8" else 0.5, dtype=dtype)
+    # Not the default generator, which a capture that failed may have left unusable.
+    generator = torch.Generator(device).manual_seed(0)
     if kind == "int8":
-        return torch.randint(-127, 128, (size, size), dtype=dtype, device=device)
-    return torch.randn(size, size, dtype=dtype, device=device)
+        return torch.randint(-127, 128, (size, size), dtype=dtype, device=device, generator=generator)
+    return torch.randn(size, size, dtype=dtype, device=device, generator=generator)
 
 
 def _convolve(device: str, kind: str) -> float:

@@ -34,9 +34,10 @@ FLUSH_CALLS = 32
 flushes, which take several times as long as they. Over so many, what one pair of events cannot
 resolve (half a microsecond) averages out."""
 
-GRAPH_BELOW_NS = 100_000
-"""Calls shorter than this are replayed from a graph: a launch takes the host 3 to 10 us, and several
-kernels a call, together with Python, reach some tens."""
+GRAPH_BELOW_NS = 1_000_000
+"""Calls shorter than this, by the host's clock, are replayed from a graph. Much of a short call is launches
+and Python, more of it the more kernels a layer takes: all layers of a point are to be rid of it. The bound
+only keeps graphs, and with them blocks, short."""
 
 
 class ClockFault(Exception):
@@ -214,9 +215,13 @@ class TorchGpu:
         import torch
 
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                call()
+        before = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                for _ in range(calls):
+                    call()
+        finally:  # a capture that fails leaves torch on the stream it captured
+            torch.cuda.set_stream(before)
         replay: Callable[[], None] = graph.replay
         return replay
 

@@ -36,8 +36,8 @@ Cache = Literal["hot", "cold"]
 Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
 
 COLD_FACTOR = 2.0
-"""Copies of a cold layer hold this many times the last-level cache, so that no weight survives
-there from one visit to the next whatever the replacement policy keeps."""
+"""Copies of a cold layer hold this many times a processor's last-level cache, which comes near to dropping
+the oldest lines first: none survives there from one visit to the next."""
 MAX_COPIES = 512
 MEMORY_SHARE = 0.1
 """Part of the available memory that the copies of one layer may take: a point holds some ten
@@ -302,17 +302,19 @@ def cache_bytes(device: str) -> int:
     return int(torch.cuda.get_device_properties(0).L2_cache_size)
 
 
-def copies_needed(weight_bytes: int, cache: int, free: int) -> tuple[int, str | None]:
+def copies_needed(
+    weight_bytes: int, cache: int, free: int, factor: float = COLD_FACTOR
+) -> tuple[int, str | None]:
     """Copies of a layer to rotate through so that each call reads its weights from memory, of which
-    ``free`` bytes are free, and why that many are not enough, if so."""
+    ``free`` bytes are free, and why that many are not enough, if so. ``factor``: caches they are to fill."""
     if cache <= 0:
         return 1, "not cold: the size of the last-level cache cannot be read on this machine"
-    wanted = math.floor(COLD_FACTOR * cache / weight_bytes) + 1
+    wanted = math.floor(factor * cache / weight_bytes) + 1
     affordable = max(1, int(MEMORY_SHARE * free / weight_bytes))
     copies = min(wanted, MAX_COPIES, affordable)
     if copies < wanted:
         return copies, (
-            f"not cold: {copies} copies of {weight_bytes} bytes are less than {COLD_FACTOR:g} times the "
+            f"not cold: {copies} copies of {weight_bytes} bytes are less than {factor:g} times the "
             f"last-level cache of {cache} bytes; measure larger shapes, or drop `cache: cold`"
         )
     return copies, None
@@ -325,7 +327,8 @@ def cold_by(weight_bytes: int, cache: int, free: int, *, on_gpu: bool) -> tuple[
     Overwriting is for a GPU, and for layers so small that copies are too few: it costs several times the
     call, and leaves a pair of events around each. The caches of a processor have no such cheap way.
     """
-    copies, why = copies_needed(weight_bytes, cache, free)
+    # A device's cache need not drop the oldest line first, as a processor's nearly does.
+    copies, why = copies_needed(weight_bytes, cache, free, READ_CACHES if on_gpu else COLD_FACTOR)
     if on_gpu and why is not None and cache > 0:
         return 1, True, None
     return copies, False, why

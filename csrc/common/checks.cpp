@@ -10,6 +10,7 @@ namespace bitimpl {
 namespace {
 
 thread_local char last_error[512] = "";
+thread_local int failed_with = BITIMPL_OK;
 
 // Sums of int8 activations over a segment stay in int32: 128 * kMaxSegment < 2^31.
 constexpr int64_t kMaxSegment = (int64_t{1} << 24) - 1;
@@ -91,8 +92,11 @@ int fail(bitimpl_status status, const char* format, ...) {
   va_start(arguments, format);
   vsnprintf(last_error, sizeof last_error, format, arguments);
   va_end(arguments);
+  failed_with = status;
   return status;
 }
+
+int last_status() { return failed_with; }
 
 int check_weight(const bitimpl_weight* weight, bool with_scales) {
   if (weight == nullptr) {

@@ -11,6 +11,9 @@ namespace bitimpl {
 void clear_error();
 int fail(bitimpl_status status, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
+// The status that this thread's last fail() returned.
+int last_status();
+
 // An int64 for printf's %lld.
 static inline long long show(int64_t value) { return static_cast<long long>(value); }
 

@@ -20,6 +20,17 @@ __device__ __forceinline__ T over_block(T value, T* room, Join join) {
   return value;
 }
 
+// What over_block() joins by.
+struct Add {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+struct Larger {
+  __device__ uint32_t operator()(uint32_t a, uint32_t b) const { return a > b ? a : b; }
+};
+
 }  // namespace cuda
 }  // namespace bitimpl
 

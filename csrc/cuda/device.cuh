@@ -48,8 +48,14 @@ int launch(void (*kernel)(Parameters...), const Grid& grid, Arguments... argumen
 #else
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (grid.shared_bytes > kWithoutAsking) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(grid.shared_bytes));
+    // The limit is the function's, not the launch's: all there is, so that no thread lowers another's.
+    int device = 0;
+    int most_bytes = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes);
+    const int status = check_launch();
+    if (status != BITIMPL_OK) return status;
   }
   kernel<<<grid.blocks, grid.threads, grid.shared_bytes, static_cast<cudaStream_t>(grid.stream)>>>(
       arguments...);

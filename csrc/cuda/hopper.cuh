@@ -138,24 +138,6 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
 #endif
 }
 
-// 16 and 8 aligned bytes at once.
-__device__ __forceinline__ void store_16(void* to, const uint4& value) {
-#ifdef BITIMPL_EMULATOR
-  memcpy(__builtin_assume_aligned(to, 16), &value, sizeof value);
-#else
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z),
-               "r"(value.w)
-               : "memory");
-#endif
-}
-__device__ __forceinline__ void store_8(void* to, const uint2& value) {
-#ifdef BITIMPL_EMULATOR
-  memcpy(__builtin_assume_aligned(to, 8), &value, sizeof value);
-#else
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(value.x), "r"(value.y) : "memory");
-#endif
-}
-
 // ---- barriers --------------------------------------------------------------------------------------------
 
 // By one thread; others use it after show_barriers() of that thread and __syncthreads().
@@ -270,6 +252,11 @@ __device__ __forceinline__ void take_registers() {
 
 // Nothing that the compiler may move past this point: what is computed before is there.
 __device__ __forceinline__ void pin([[maybe_unused]] uint32_t& value) {
+#ifndef BITIMPL_EMULATOR
+  asm volatile("" : "+r"(value)::"memory");
+#endif
+}
+__device__ __forceinline__ void pin([[maybe_unused]] int32_t& value) {
 #ifndef BITIMPL_EMULATOR
   asm volatile("" : "+r"(value)::"memory");
 #endif

@@ -66,13 +66,6 @@ struct Gradient {
   int32_t* sums;      // of q, the same
 };
 
-struct Add {
-  __device__ int32_t operator()(int32_t a, int32_t b) const { return a + b; }
-};
-struct Larger {
-  __device__ uint32_t operator()(uint32_t a, uint32_t b) const { return a > b ? a : b; }
-};
-
 // ---- dy as integers: a block a token and component
 // ---------------------------------------------------------
 
@@ -391,7 +384,7 @@ int bitimpl_cuda_input_grad(const bitimpl_weight* weight, const bitimpl_matrix* 
   clear_error();
   const int status = check_call(weight, dy, dx);
   if (status != BITIMPL_OK) return status;
-  if (device_at(device) == nullptr) return BITIMPL_UNSUPPORTED;
+  if (device_at(device) == nullptr) return last_status();
   if (dy->rows == 0) return BITIMPL_OK;
   Gradient task = {};
   task.weight = describe(*weight);

@@ -142,6 +142,12 @@ __device__ __forceinline__ void store(const Result& r, float x_scale, int64_t to
   }
 }
 
+// Whether four neighbouring rows of y can be stored at once.
+__device__ __forceinline__ bool stores_four(const Result& r) {
+  const int bytes = r.dtype == BITIMPL_F32 ? 4 : 2;
+  return reinterpret_cast<uintptr_t>(r.y) % (4 * bytes) == 0 && r.row_stride % 4 == 0;
+}
+
 }  // namespace cuda
 }  // namespace bitimpl
 

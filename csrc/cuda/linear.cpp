@@ -26,7 +26,6 @@ constexpr int64_t kAlignment = 256;
 thread_local const LinearKernel* selected = nullptr;
 
 // Kernels left out of the choice on each device: the bits of their places in kKernels.
-constexpr int kMostDevices = 64;
 std::atomic<uint64_t> avoided[kMostDevices] = {};
 
 // What served the thread's last operator call; put into words only when asked.
@@ -68,7 +67,7 @@ const LinearKernel* choose(const LinearTask& task, const Device& device) {
     bit <<= 1;
     if (!out && kernel->refuses(task, device) == nullptr && kernel->prefers(task, device)) return kernel;
   }
-  fail(BITIMPL_UNSUPPORTED, "no CUDA kernel takes %s weights with %s activations",
+  fail(BITIMPL_UNSUPPORTED, "no CUDA kernel takes %s weights with %s activations here: use the torch reference (BITIMPL_BACKEND=torch)",
        name_of_format(task.weight.format), name_of_activation(task.source.activation));
   return nullptr;
 }
@@ -122,7 +121,7 @@ int run(const bitimpl_linear_call& call, int32_t index, Stream stream) {
   const int status = check_call(call);
   if (status != BITIMPL_OK) return status;
   const Device* device = device_at(index);
-  if (device == nullptr) return BITIMPL_UNSUPPORTED;
+  if (device == nullptr) return last_status();
   LinearTask task = describe_call(*call.weight, call.x.rows, call.activation);
   const LinearKernel* kernel = choose(task, *device);
   if (kernel == nullptr) return BITIMPL_UNSUPPORTED;
@@ -194,7 +193,7 @@ int bitimpl_cuda_select_kernel(const char* name) {
 int bitimpl_cuda_avoid(const char* name, int32_t device) {
   clear_error();
   const Device* found = device_at(device);
-  if (found == nullptr) return BITIMPL_UNSUPPORTED;
+  if (found == nullptr) return last_status();
   uint64_t bit = 1;
   for (const LinearKernel* kernel : kKernels) {
     if (name != nullptr && strcmp(kernel->name, name) == 0) {
@@ -238,7 +237,7 @@ int bitimpl_cuda_describe(int32_t device, bitimpl_cuda_device* out) {
   clear_error();
   if (out == nullptr) return fail(BITIMPL_INVALID_ARGUMENT, "out is null: pass a bitimpl_cuda_device");
   const Device* found = device_at(device);
-  if (found == nullptr) return BITIMPL_UNSUPPORTED;
+  if (found == nullptr) return last_status();
   *out = {found->architecture, found->multiprocessors, static_cast<int64_t>(found->shared_bytes)};
   return BITIMPL_OK;
 }

@@ -236,12 +236,6 @@ __device__ __forceinline__ void add_unit(const LinearTask& task, int32_t tile, i
   }
 }
 
-// Whether four neighbouring rows of y can be stored at once.
-__device__ __forceinline__ bool stores_four(const Result& r) {
-  const int bytes = r.dtype == BITIMPL_F32 ? 4 : 2;
-  return reinterpret_cast<uintptr_t>(r.y) % (4 * bytes) == 0 && r.row_stride % 4 == 0;
-}
-
 // y[token, row .. row + 3], as store() makes them; row is a multiple of 4.
 __device__ __forceinline__ void store_four(const Result& r, float x_scale, int64_t token, int64_t row,
                                            const float4& t) {

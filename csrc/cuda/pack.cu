@@ -277,7 +277,7 @@ int bitimpl_cuda_pack(int32_t format, int32_t components, int64_t rows, int64_t 
   if (status == BITIMPL_OK) status = check_codes(codes);
   if (status != BITIMPL_OK) return status;
   const Device* found = device_at(device);
-  if (found == nullptr) return BITIMPL_UNSUPPORTED;
+  if (found == nullptr) return last_status();
   const DeviceGuard current(device);
   return start_pack(describe(packed), codes, *found, stream);
 }
@@ -288,7 +288,7 @@ int bitimpl_cuda_unpack(const bitimpl_weight* weight, int8_t* codes, int32_t dev
   if (status == BITIMPL_OK) status = check_codes(codes);
   if (status != BITIMPL_OK) return status;
   const Device* found = device_at(device);
-  if (found == nullptr) return BITIMPL_UNSUPPORTED;
+  if (found == nullptr) return last_status();
   const DeviceGuard current(device);
   return start_unpack(describe(*weight), codes, *found, stream);
 }
@@ -301,7 +301,7 @@ int bitimpl_cuda_dequantize(const bitimpl_weight* weight, int64_t row_begin, int
   if (status == BITIMPL_OK) status = check_target(*weight, target);
   if (status != BITIMPL_OK) return status;
   const Device* found = device_at(device);
-  if (found == nullptr) return BITIMPL_UNSUPPORTED;
+  if (found == nullptr) return last_status();
   if (row_begin == row_end) return BITIMPL_OK;
   const DeviceGuard current(device);
   return start_dequantize(describe(*weight), target, *found, stream);

@@ -215,13 +215,6 @@ __device__ __forceinline__ int32_t add_atomically(int32_t* to, int32_t value) {
 #endif
 }
 
-// What this thread has written is seen by all before what it writes next.
-__device__ __forceinline__ void fence() {
-#ifndef BITIMPL_EMULATOR
-  __threadfence();
-#endif
-}
-
 // ---- exchange within a warp: all 32 lanes take part ---------------------------------------------------
 
 // `value` of lane (own lane ^ mask). T: 4 or 8 bytes.

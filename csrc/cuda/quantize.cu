@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 
 __device__ Rule rule_of(const Source& s, int64_t cols, int64_t token, bool wide, void* room) {
   uint32_t largest = largest_of_share<kThreads>(s, cols, token, wide);
-  largest = over_block(largest, static_cast<uint32_t*>(room), Largest{});
+  largest = over_block(largest, static_cast<uint32_t*>(room), Larger{});
   if (s.activation == BITIMPL_ACTIVATION_INT8 || s.activation == BITIMPL_ACTIVATION_INT16) {
     return rule_of_largest(largest, s.activation);
   }
@@ -22,7 +22,7 @@ __device__ Rule rule_of(const Source& s, int64_t cols, int64_t token, bool wide,
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum += fabsf(four.x[i]);
   }
-  sum = over_block(sum, static_cast<double*>(room), Sum{});
+  sum = over_block(sum, static_cast<double*>(room), Add{});
   if (s.activation == BITIMPL_ACTIVATION_SIGN) {
     if (finite(largest)) rule.scale = static_cast<float>(sum / static_cast<double>(cols));
     return rule;
@@ -40,8 +40,8 @@ __device__ Rule rule_of(const Source& s, int64_t cols, int64_t token, bool wide,
       }
     }
   }
-  kept = over_block(kept, static_cast<double*>(room), Sum{});
-  count = over_block(count, static_cast<double*>(room), Sum{});
+  kept = over_block(kept, static_cast<double*>(room), Add{});
+  count = over_block(count, static_cast<double*>(room), Add{});
   if (finite(largest)) rule.scale = count == 0.0 ? 0.0f : static_cast<float>(kept / count);
   return rule;
 }

@@ -10,13 +10,6 @@
 namespace bitimpl {
 namespace cuda {
 
-struct Sum {
-  __device__ double operator()(double a, double b) const { return a + b; }
-};
-struct Largest {
-  __device__ uint32_t operator()(uint32_t a, uint32_t b) const { return a > b ? a : b; }
-};
-
 // What turns a value into integers, and the scale that turns them back.
 struct Rule {
   float factor;     // INT8, INT16: q = round(x * factor); 0: a row that is not finite

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kThreads) quantize_int8_kernel(Source source, 
   const int64_t row = blockIdx.x;
   const bool wide = wide_loads(source);
   const uint32_t share = largest_of_share<kThreads>(source, cols, row, wide);
-  const uint32_t largest = over_block(share, shared_memory<uint32_t>(), Largest{});
+  const uint32_t largest = over_block(share, shared_memory<uint32_t>(), Larger{});
   const Rule rule = rule_of_largest(largest, BITIMPL_ACTIVATION_INT8);
   if (threadIdx.x == 0) scale[row] = rule.scale;
   int8_t* to = q + row * cols;
@@ -59,7 +59,7 @@ extern "C" int bitimpl_cuda_quantize_int8(const bitimpl_matrix* x, int8_t* q, fl
   const int status = check_matrix(x, "x");
   if (status != BITIMPL_OK) return status;
   const Device* found = device_at(device);
-  if (found == nullptr) return BITIMPL_UNSUPPORTED;
+  if (found == nullptr) return last_status();
   if (x->rows == 0) return BITIMPL_OK;
   if (q == nullptr || scale == nullptr) {
     return fail(BITIMPL_INVALID_ARGUMENT, "%s is null: pass %lld bytes", q == nullptr ? "q" : "scale",

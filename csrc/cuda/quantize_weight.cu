@@ -34,16 +34,6 @@ struct Quantisation {
   float* threshold;  // per tensor
 };
 
-struct Add {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-struct Larger {
-  __device__ uint32_t operator()(uint32_t a, uint32_t b) const { return a > b ? a : b; }
-};
-
 struct Line {
   float threshold;
   float scale;
@@ -334,7 +324,7 @@ int run(const bitimpl_cuda_latent_call& call, int32_t index, Stream stream) {
   const int checked = check_call(call);
   if (checked != BITIMPL_OK) return checked;
   const Device* device = device_at(index);
-  if (device == nullptr) return BITIMPL_UNSUPPORTED;
+  if (device == nullptr) return last_status();
   Quantisation task = {};
   task.weight = describe(result_of(call));
   task.latent = call.latent;
@@ -385,7 +375,7 @@ int bitimpl_cuda_apply_mask(const uint8_t* mask, const bitimpl_matrix* grad, int
   if (status != BITIMPL_OK) return status;
   if (mask == nullptr) return fail(BITIMPL_INVALID_ARGUMENT, "mask is null: pass one bit for each weight");
   const Device* found = device_at(device);
-  if (found == nullptr) return BITIMPL_UNSUPPORTED;
+  if (found == nullptr) return last_status();
   if (grad->rows == 0) return BITIMPL_OK;
   constexpr int64_t kBlocksAMultiprocessor = 16;
   const int64_t bytes = grad->rows * ceil_div<int64_t>(grad->cols, kUnitColumns);

@@ -1,6 +1,7 @@
 #include "runtime.h"
 
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 
 #include <mutex>
 
@@ -11,7 +12,6 @@ namespace bitimpl {
 namespace cuda {
 namespace {
 
-constexpr int kMostDevices = 64;
 constexpr int kLeastArchitecture = 80;
 
 int failed(cudaError_t error, const char* what) {
@@ -27,6 +27,18 @@ struct Known {
 Known& known() {
   static Known one;
   return one;
+}
+
+// By the driver's own function: the runtime has none that does not make the context it asks for.
+bool has_context(int index) {
+  using Query = int (*)(int device, unsigned* flags, int* active);
+  static const Query query = [] {
+    void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    return driver == nullptr ? nullptr : reinterpret_cast<Query>(dlsym(driver, "cuDevicePrimaryCtxGetState"));
+  }();
+  unsigned flags = 0;
+  int active = 0;
+  return query == nullptr || (query(index, &flags, &active) == 0 && active != 0);
 }
 
 int ask(cudaDeviceAttr attribute, int index) {
@@ -105,18 +117,14 @@ DeviceGuard::DeviceGuard(int index) : before_(-1) {
   }
 }
 
+// To set a device is to make a context there: hundreds of megabytes, where none was wanted.
 DeviceGuard::~DeviceGuard() {
-  if (before_ >= 0) cudaSetDevice(before_);
+  if (before_ >= 0 && has_context(before_)) cudaSetDevice(before_);
 }
 
 int check_launch() {
   const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? BITIMPL_OK : failed(error, "a kernel could not be started");
-}
-
-int fill_zero(void* data, size_t bytes, Stream stream) {
-  const cudaError_t error = cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? BITIMPL_OK : failed(error, "memory could not be cleared");
+  return error == cudaSuccess ? BITIMPL_OK : failed(error, "a kernel could not be started, or one before it failed (CUDA_LAUNCH_BLOCKING=1 shows which)");
 }
 
 }  // namespace cuda

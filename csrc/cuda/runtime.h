@@ -1,4 +1,4 @@
-// What the host side asks of a device: runtime.cu answers for GPUs, emulator/runtime.cpp for the emulator.
+// What the host side asks of a device: runtime.cu answers for GPUs, emulator/devices.cpp for the emulator.
 #ifndef BITIMPL_CUDA_RUNTIME_H
 #define BITIMPL_CUDA_RUNTIME_H
 
@@ -13,6 +13,8 @@ using Stream = void*;  // cudaStream_t
 // What was built: the toolkit (1000 * major + 10 * minor, 0 for the emulator) and the architectures.
 int toolkit();
 const char* architectures();
+
+constexpr int kMostDevices = 64;
 
 struct Device {
   int index;
@@ -43,8 +45,6 @@ class DeviceGuard {
 // BITIMPL_OK, or fail(...) with the error of the launch just made. Waits for nothing.
 int check_launch();
 
-// Sets bytes to 0, in the stream's order.
-int fill_zero(void* data, size_t bytes, Stream stream);
 
 }  // namespace cuda
 }  // namespace bitimpl

@@ -164,7 +164,7 @@ endfunction()
 
 # Whether nvcc makes code for these architectures and links it: nothing, or its complaint.
 function(bitimpl_try_nvcc nvcc options complaint)
-  set(key "${nvcc} ${options} ${CMAKE_CUDA_FLAGS}")
+  set(key "${nvcc} ${options} ${CMAKE_CUDA_FLAGS} ${CMAKE_CUDA_HOST_COMPILER}")
   if(BITIMPL_NVCC_TRIED STREQUAL key)
     set(${complaint} "" PARENT_SCOPE)
     return()

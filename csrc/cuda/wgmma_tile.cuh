@@ -55,10 +55,13 @@ struct Sums {
   }
 };
 
-// Whether four rows from a multiple of four on can be stored at once.
-__device__ __forceinline__ bool wide_stores(const Result& r) {
-  const uintptr_t bytes = r.dtype == BITIMPL_F32 ? 16 : 8;
-  return reinterpret_cast<uintptr_t>(r.y) % bytes == 0 && r.row_stride % 4 == 0;
+template <int FORMAT, int COLUMNS>
+__device__ __forceinline__ void pin_all(Sums<FORMAT, COLUMNS>& sums) {
+#pragma unroll
+  for (int j = 0; j < Digits<FORMAT>::kRows; ++j) {
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; ++i) pin(sums.of[j][i]);
+  }
 }
 
 template <int FORMAT, int COLUMNS, int PLANES>
@@ -115,6 +118,7 @@ class Consumer {
             if (kAcross || ahead-- > 0) odd = walk.fetch();
           }
           wait_for_products<0>();
+          pin_all(sums);  // nothing that reads them may move in front of the wait
           release(next_ - 1);
           if (steps % 2 != 0) {
             const Codes later = even;
@@ -298,7 +302,7 @@ class Consumer {
     const int64_t row = group * kRows;
     const int rows = static_cast<int>(most<int64_t>(least<int64_t>(kRows, job_.task.weight.rows - row), 0));
     return {static_cast<char*>(job_.task.result.y) + row * bytes_of_y(), rows,
-            kRows == 4 && rows == 4 && wide_stores(job_.task.result)};
+            kRows == 4 && rows == 4 && stores_four(job_.task.result)};
   }
 
   // y of a row group for one token, with one store where it can be.
@@ -318,9 +322,9 @@ class Consumer {
     }
     if (kRows == 4 && target.wide) {
       if (r.dtype == BITIMPL_F32) {
-        store_16(to, {words[0], words[1], words[2], words[3]});
+        store_words(to, uint4{words[0], words[1], words[2], words[3]});
       } else {
-        store_8(to, {words[0] | words[1] << 16, words[2] | words[3] << 16});
+        store_words(to, uint2{words[0] | words[1] << 16, words[2] | words[3] << 16});
       }
       return;
     }

@@ -31,11 +31,6 @@ DeviceGuard::~DeviceGuard() { current = before_; }
 
 int check_launch() { return BITIMPL_OK; }
 
-int fill_zero(void* data, size_t bytes, Stream) {
-  memset(data, 0, bytes);
-  return BITIMPL_OK;
-}
-
 }  // namespace cuda
 }  // namespace bitimpl
 

@@ -209,7 +209,13 @@ void give_way() {
   m.rank[thread / kWarp] = kMostRank + draw(kMostRank);  // behind all that have not done so
 }
 
-void copy_later(void* to, const void* from, int valid) { m.running->copies.push_back({to, from, valid}); }
+void copy_later(void* to, const void* from, int valid) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || (valid > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0)) {
+    snprintf(m.fault, sizeof m.fault, "an asynchronous copy from %p to %p: both must lie on 16 bytes", from, to);
+    return;
+  }
+  m.running->copies.push_back({to, from, valid});
+}
 
 void end_group() { m.running->copies.push_back({nullptr, nullptr, -1}); }
 

@@ -24,7 +24,6 @@
 struct uint2 { uint32_t x, y; };
 struct uint3 { uint32_t x, y, z; };
 struct alignas(16) uint4 { uint32_t x, y, z, w; };
-struct alignas(16) int4 { int32_t x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 
 struct dim3 {

@@ -1,7 +1,7 @@
 /* bitimpl on CUDA devices: the operators of impl.h for tensors in device memory.
  *
  * Layouts, arithmetic, descriptors and status codes are those of impl.h, which this header extends; with
- * integer activations results are the same bits as on the CPU where a row has one scale a component, and
+ * integer activations results are the same bits (NaN aside) as on the CPU where a row has one scale a component, and
  * otherwise differ by the order in which the products of scale and dot product are added.
  *
  * Every pointer inside a descriptor (codes, scales, x, y, bias, workspace) is one of the device's memory; the

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -18,13 +15,6 @@ def autocast(x: Tensor) -> Tensor:
     if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know meta
         return x
     return x.to(torch.get_autocast_dtype(device))
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """For products that are exact: autocast would round them to its dtype."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def is_plain(x: Tensor) -> bool:

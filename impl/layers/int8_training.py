@@ -34,11 +34,12 @@ class Int8Training(QuantizedLayer):
     * grad_weight: grad^T times the int8 activations, in the dtype of x, where the estimator passes it;
     * grad_bias: the sum of grad.
 
-    The codes are kept while the layer is in training mode and neither ``weight._version`` nor the weight's
-    memory changes; an optimizer's step, ``train()``, ``eval()``, ``load_state_dict()`` and moves make them
-    anew. In eval mode, in compiled graphs, and once a CUDA graph has captured the layer, every call makes its
-    own. Two ways of writing the weight leave no trace: ``weight.data`` between two training passes, and the
-    replay of a CUDA graph that holds the optimizer without the layer. Call ``train()`` after either.
+    The codes are kept while the layer is in training mode, on one stream, and neither ``weight._version``
+    nor the weight's memory changes; an optimizer's step, ``train()``, ``eval()``, ``load_state_dict()`` and
+    moves make them anew. In eval mode, in compiled graphs, and once a CUDA graph has captured the layer,
+    every call makes its own. Two ways of writing the weight leave no trace: ``weight.data`` between two
+    training passes, and the replay of a CUDA graph that holds the optimizer without the layer. Call
+    ``train()`` after either.
     """
 
     rule: str
@@ -172,6 +173,11 @@ def _capturing(weight: Tensor) -> bool:
     return weight.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def _stream(weight: Tensor) -> int:
+    """The stream that works on the weight's device now: what another one makes need not be there yet."""
+    return torch.cuda.current_stream(weight.device).cuda_stream if weight.is_cuda else 0
+
+
 class _Steps:
     """Steps that optimizers have made in this process."""
 
@@ -197,11 +203,14 @@ class _LatentCodes:
     version: int
     pointer: int
     steps: int
+    stream: int
 
     @classmethod
     def of(cls, weight: Tensor, tensors: tuple[Tensor, Tensor, Tensor | None]) -> Self:
         _watch_optimizers()
-        return cls(tensors, weakref.ref(weight), weight._version, weight.data_ptr(), _Steps.count)
+        return cls(
+            tensors, weakref.ref(weight), weight._version, weight.data_ptr(), _Steps.count, _stream(weight)
+        )
 
     def hold_for(self, weight: Tensor) -> bool:
         """Whether ``weight`` is the tensor that was quantised, unchanged."""
@@ -210,4 +219,5 @@ class _LatentCodes:
             and self.version == weight._version
             and self.pointer == weight.data_ptr()
             and self.steps == _Steps.count
+            and self.stream == _stream(weight)
         )

@@ -85,6 +85,7 @@ class ThresholdLayer(nn.Module):
             channels = layer.in_channels if isinstance(layer, QuantizedConv) else layer.in_features
             if x.channels != channels:
                 raise ValueError(f"the layer takes {channels} channels, got signs of {x.channels}")
+            x.check(isinstance(layer, QuantizedConv))
             dtype = self.dtype
         else:
             dtype = x.dtype
@@ -131,7 +132,7 @@ class ThresholdLayer(nn.Module):
         assert scales is not None
         assert layer.activation_bits is not None
         prepared = self._prepared
-        if prepared is None or not prepared.matches(codes, scales, bias, thresholds):
+        if prepared is None or not (prepared.matches(codes, scales, bias) and prepared.gives(thresholds)):
             geometry = layer.geometry if isinstance(layer, QuantizedConv) else None
             prepared = native.PreparedSigns(
                 layer.packed_weight, bias, geometry, thresholds, layer.activation_bits

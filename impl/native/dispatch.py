@@ -13,7 +13,7 @@ from impl.native.calls import DescribedLinear, PreparedLinear
 from impl.native.cuda import training
 from impl.native.library import NativeError
 from impl.packing import PackedWeight
-from impl.packing.layout import CODECS
+from impl.packing.layout import CODECS, check_digits
 
 #: How a packed weight is prepared for calls, by the type of its device.
 PREPARED: dict[str, type[DescribedLinear]] = {"cpu": PreparedLinear, "cuda": cuda.PreparedCudaLinear}
@@ -120,6 +120,7 @@ class _CudaCodec:
     ) -> Tensor | None:
         if not uses_native(packed.device, "unpack", format):
             return None
+        check_digits(packed, format)
         return cuda.unpack(packed, format, components, rows, cols, group_size)
 
 

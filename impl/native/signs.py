@@ -10,7 +10,7 @@ from torch import Tensor
 from impl.geometry import ConvGeometry
 from impl.native import library as native_library
 from impl.native.backends import record_kernel
-from impl.native.calls import DTYPES, describe
+from impl.native.calls import DTYPES, Described
 from impl.native.convolution import describe_geometry, describe_image
 from impl.packing import PackedWeight
 from impl.signs import Signs, Thresholds
@@ -18,7 +18,7 @@ from impl.signs import Signs, Thresholds
 _SIGNS = 3  # BITIMPL_SIGNS
 
 
-class PreparedSigns:
+class PreparedSigns(Described):
     """One packed weight with its bias, geometry (None: a linear layer) and thresholds (None: y is of floats),
     described to the library once and called many times.
 
@@ -35,24 +35,15 @@ class PreparedSigns:
         activation_bits: int,
     ) -> None:
         self._library = native_library.require()
-        self.weight, self.bias, self.geometry = weight, bias, geometry
-        self.thresholds, self.activation_bits = thresholds, activation_bits
-        self._weight = describe(weight)
+        super().__init__(weight, bias, activation_bits)
+        self.geometry, self.thresholds = geometry, thresholds
         self._conv = None if geometry is None else describe_geometry(geometry)
-        self._bias = (None, 0) if bias is None else (bias.data_ptr(), DTYPES[bias.dtype])
         self._intervals = [None] * 4 if thresholds is None else [part.data_ptr() for part in thresholds]
 
-    def matches(
-        self, codes: Tensor, scales: Tensor, bias: Tensor | None, thresholds: Thresholds | None
-    ) -> bool:
-        """Whether these are the tensors, at the addresses, that were described."""
-        pointers = [None] * 4 if thresholds is None else [part.data_ptr() for part in thresholds]
-        return (
-            codes.data_ptr() == self._weight.codes
-            and scales.data_ptr() == self._weight.scales
-            and bias is self.bias
-            and (bias is None or bias.data_ptr() == self._bias[0])
-            and pointers == self._intervals
+    def gives(self, thresholds: Thresholds | None) -> bool:
+        """Whether these are the intervals, at the addresses, that were described."""
+        return self._intervals == (
+            [None] * 4 if thresholds is None else [part.data_ptr() for part in thresholds]
         )
 
     def __call__(self, x: Tensor | Signs, dtype: torch.dtype) -> Tensor | Signs:
@@ -81,25 +72,26 @@ class PreparedSigns:
         if self.geometry is None:
             leading = tuple(taken.shape[:-1])
             if self.thresholds is None:
-                return torch.empty((*leading, rows), dtype=dtype)
+                return torch.empty((*leading, rows), dtype=dtype, device="cpu")
             return _empty_signs(leading, leading, rows)
         spatial = tuple(taken.shape[1:-1] if isinstance(x, Signs) else taken.shape[2:])
         out = self.geometry.output_size(spatial)
         if self.thresholds is None:
-            return torch.empty((taken.shape[0], rows, *out), dtype=dtype)
+            return torch.empty((taken.shape[0], rows, *out), dtype=dtype, device="cpu")
         return _empty_signs((taken.shape[0], *out), (taken.shape[0],), rows)
 
     def _linear(self, x: Tensor | Signs, y: Tensor | Signs, signs: native_library.SignsData) -> None:
         x_matrix, kept = _matrix(x)
         y_matrix, _ = _matrix(y)
-        weight = ctypes.addressof(self._weight)
+        weight = self._weight_pointer
         size: int = self._library.linear_workspace(weight, x_matrix.rows, self.activation_bits)
         if size < 0:
             raise self._library.failed("linear_signs")
-        workspace = torch.empty(size, dtype=torch.uint8)
+        workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
         call = native_library.LinearCall(
-            weight, x_matrix, y_matrix, *self._bias, self.activation_bits, workspace.data_ptr(), size
-        )
+            weight, x_matrix, y_matrix, self._bias_pointer, self._bias_dtype, self.activation_bits,
+            workspace.data_ptr(), size,
+        )  # fmt: skip
         function = self._library.function("linear_signs")
         self._finish(function(ctypes.addressof(call), ctypes.addressof(signs)))
         del kept  # until here
@@ -108,14 +100,14 @@ class PreparedSigns:
         assert self._conv is not None
         images = [_image(part) for part in (x, y)]
         x_image, y_image = (ctypes.addressof(image) for image in images)
-        weight, conv = ctypes.addressof(self._weight), ctypes.addressof(self._conv)
+        weight, conv = self._weight_pointer, ctypes.addressof(self._conv)
         size: int = self._library.conv_workspace(weight, conv, x_image, self.activation_bits)
         if size < 0:
             raise self._library.failed("conv_signs")
-        workspace = torch.empty(size, dtype=torch.uint8)
+        workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
         status = self._library.function("conv_signs")(
-            weight, conv, x_image, self.activation_bits, *self._bias, y_image, ctypes.addressof(signs),
-            workspace.data_ptr(), size,
+            weight, conv, x_image, self.activation_bits, self._bias_pointer, self._bias_dtype, y_image,
+            ctypes.addressof(signs), workspace.data_ptr(), size,
         )  # fmt: skip
         self._finish(status)
 
@@ -126,8 +118,8 @@ class PreparedSigns:
 
 
 def _empty_signs(places: tuple[int, ...], scales: tuple[int, ...], channels: int) -> Signs:
-    bits = torch.empty((*places, -(-channels // 8)), dtype=torch.uint8)
-    return Signs(bits, torch.empty(scales, dtype=torch.float32), channels)
+    bits = torch.empty((*places, -(-channels // 8)), dtype=torch.uint8, device="cpu")
+    return Signs(bits, torch.empty(scales, dtype=torch.float32, device="cpu"), channels)
 
 
 def _matrix(values: Tensor | Signs) -> tuple[native_library.Matrix, Tensor]:

@@ -11,7 +11,6 @@ same numbers. Arithmetic: ``impl_cuda.h``, section on training.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from impl import decoding, native
 from impl.checks import check_choice, check_weight, group_count
-from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register
+from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register, without_autocast
 from impl.ops.linear import apply_linear, check_input
 from impl.packing import FORMATS, PackedWeight, codes_bytes, pack, pack_sign_rows, unpack_sign_rows
 from impl.quantizers import quantize_activations, quantize_ternary
@@ -52,7 +51,7 @@ def quantize_latent(
     name = _format_name(format)
     check_choice("rule of int8 training", rule, RULES)
     weight = check_weight(weight, check_finite=False)
-    kernels = native.training_kernels(weight.device, name)
+    kernels = native.training_kernels(weight.device, name) if weight.dtype in native.DTYPES else None
     if kernels is not None:
         codes, scales, inside = kernels.quantize_weight(
             weight, rule, per_tensor=per_tensor, group_size=group_size or None, format=name, mask=mask
@@ -156,7 +155,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     flat = grad.reshape(-1, rows)
     if ctx.needs_input_grad[1]:
         q, scale = quantize_activations(x.reshape(-1, cols), 8)
-        with _without_autocast(grad.device):
+        with without_autocast(grad.device):
             grad_weight = (flat.t() @ (q * scale).to(x.dtype)).to(ctx.weight_dtype)
         if mask is not None:
             grad_weight = torch.ops.bitimpl.apply_ste_mask(grad_weight, mask)
@@ -208,7 +207,7 @@ def input_grad_python(grad: Tensor, weight: PackedWeight) -> Tensor:
         absmax_codes(values * scales[:, group], 127, -1, _GRADIENT_FLOOR) for group in range(scales.shape[1])
     ]
     sums = values.new_zeros((grad.shape[0], weight.cols), dtype=exact)
-    with _without_autocast(grad.device):
+    with without_autocast(grad.device):
         for begin, end in row_tiles(codes):
             tile = decoding.dequantize_rows(codes, begin, end).to(exact)
             for group, (q, _) in enumerate(quantised):
@@ -233,13 +232,18 @@ def _input_grad_fake(
 
 
 def _apply_mask(grad: Tensor, mask: Tensor) -> Tensor:
+    if grad.dim() != 2 or mask.device != grad.device:
+        raise ValueError(
+            f"the gradient of a weight is [rows, cols] with its mask beside it, got {list(grad.shape)} on "
+            f"{grad.device} and a mask on {mask.device}"
+        )
     rows, cols = grad.shape
     if mask.dtype != torch.uint8 or tuple(mask.shape) != (rows, -(-cols // 8)):
         raise ValueError(
             f"the mask of a gradient {list(grad.shape)} is uint8 [{rows}, {-(-cols // 8)}], got {mask.dtype} "
             f"{list(mask.shape)}: take that of quantize_latent"
         )
-    kernels = native.training_kernels(grad.device, "base3")
+    kernels = native.training_kernels(grad.device, "base3") if grad.dtype in native.DTYPES else None
     if kernels is None:
         return torch.where(unpack_sign_rows(mask, cols) > 0, grad, 0).contiguous()
     out = grad.clone(memory_format=torch.contiguous_format)
@@ -249,13 +253,6 @@ def _apply_mask(grad: Tensor, mask: Tensor) -> Tensor:
 
 def _apply_mask_fake(grad: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
-
-
-def _without_autocast(device: torch.device) -> Any:
-    """Products of integers are exact, autocast would round them."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,13 @@ def register(
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"bitimpl::{name}", fake, lib=_library)
     torch.library.register_autograd(f"bitimpl::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """For products that are exact: autocast would round them to its dtype."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def packed_weight(

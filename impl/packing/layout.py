@@ -86,7 +86,7 @@ def pack(codes: Tensor, format: str, group_size: int | None = None) -> Tensor:
         if packed is not None:
             return packed
     if format == "binary":
-        return _pack_bits(codes).flatten()
+        return pack_bits(codes).flatten()
     bytes_ = _pack_digits(codes, format)
     stream = torch.empty(size, dtype=torch.uint8, device=codes.device)
     for natural, streamed in _stream_views(bytes_, stream, group_size):
@@ -112,8 +112,6 @@ def unpack(
         )
     codec = CODECS.get(packed.device.type)
     if codec is not None:
-        if format in DAMAGED and bool(DAMAGED[format](packed).any()):
-            raise ValueError(_damaged(format))
         codes = codec.unpack(packed, format, components, rows, cols, group_size)
         if codes is not None:
             return codes
@@ -135,7 +133,7 @@ def pack_sign_rows(signs: Tensor) -> Tensor:
     _check_dtype("signs", signs, torch.int8)
     if signs.numel():
         _check_codes(signs, "binary")
-    return _pack_bits(signs)
+    return pack_bits(signs)
 
 
 def unpack_sign_rows(bits: Tensor, cols: int) -> Tensor:
@@ -173,7 +171,8 @@ def _check_codes(codes: Tensor, format: str) -> None:
         raise ValueError("binary codes must be -1 or +1, got 0: use format 'two_bit' or 'base3' for zeros")
 
 
-def _pack_bits(codes: Tensor) -> Tensor:
+def pack_bits(codes: Tensor) -> Tensor:
+    """uint8 [..., ceil(cols / 8)] of ``codes`` [..., cols], least significant bit first: 1 where above 0."""
     cols = codes.shape[-1]
     out = torch.zeros(*codes.shape[:-1], -(-cols // 8), dtype=torch.uint8, device=codes.device)
     for bit in range(min(8, cols)):
@@ -210,6 +209,12 @@ def _unpack_digits(bytes_: Tensor, format: str, rows: int) -> Tensor:
         plane.copy_(digits[:, : plane.shape[1]].to(torch.int8) - 1)
         rest = rest // radix
     return codes
+
+
+def check_digits(packed: Tensor, format: str) -> None:
+    """ValueError where a byte of ``packed`` is none that ``format`` has."""
+    if format in DAMAGED and bool(DAMAGED[format](packed).any()):
+        raise ValueError(_damaged(format))
 
 
 def _damaged(format: str) -> str:

@@ -193,11 +193,27 @@ def test_it_builds_for_the_gpus_that_are_there(said: str, built: str) -> None:
 
 
 def test_steps_use_these_sources_and_what_was_built_here() -> None:
-    given = {"PYTHONPATH": "/carried", "HOME": "/home/x"}
+    given = {
+        "PYTHONPATH": "/carried", "HOME": "/home/x", "BITIMPL_BACKEND": "torch", "BITIMPL_ISA": "avx2",
+        "BITIMPL_CUDA_LIBRARY_PATH": "/another",
+    }  # fmt: skip
     made = on_gpu.environment(Path("/src"), Path("/src/build/on-gpu"), given)
     assert made["PYTHONPATH"] == "/src:/carried"
     assert made["BITIMPL_LIBRARY_PATH"] == "/src/build/on-gpu/csrc"
+    assert made["BITIMPL_CUDA_LIBRARY_PATH"] == made["BITIMPL_LIBRARY_PATH"]
     assert made["HOME"] == "/home/x"
+    assert not {"BITIMPL_BACKEND", "BITIMPL_ISA"} & set(made)
+
+
+def test_a_step_that_does_not_exist_is_refused_before_anything_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(on_gpu, "unfit", lambda root: "")
+    monkeypatch.setattr(on_gpu, "gpus", lambda: "9.0")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: pytest.fail("something was removed"))
+    with pytest.raises(SystemExit, match="2"):
+        on_gpu.main(["--only", "tset", "--out", str(tmp_path)])
+    assert "unknown step tset: allowed are" in capsys.readouterr().err
 
 
 def test_a_machine_that_cannot_is_told_why(

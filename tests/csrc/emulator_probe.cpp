@@ -60,6 +60,12 @@ __global__ void copy_through(const uint4* in, uint4* out) {
   out[t] = room[(t + 33) % kThreads];
 }
 
+__global__ void copy_askew(const char* in) {
+  copy_async(shared_memory<uint4>() + threadIdx.x, in + 8);
+  commit_copies();
+  wait_for_copies<0>();
+}
+
 // Two groups in flight, the first waited for.
 __global__ void copy_in_turns(const uint4* in, uint4* out) {
   uint4* room = shared_memory<uint4>();
@@ -163,6 +169,9 @@ void check_copies() {
   };
   report("copies waited for", launch(copy_through<true>, grid, in.data(), out.data()) == 0 && right());
   report("copies not waited for are found out", launch(copy_through<false>, grid, in.data(), out.data()) == 0 && !right());
+  const int askew = launch(copy_askew, grid, reinterpret_cast<const char*>(in.data()));
+  report("a copy from an odd place is found out",
+         askew != 0 && std::string(bitimpl_last_error()).find("16 bytes") != std::string::npos, bitimpl_last_error());
   bool fine = launch(copy_in_turns, grid, in.data(), out.data()) == 0;
   for (size_t i = 0; i < in.size(); ++i) fine = fine && same(in[i], out[i]);
   report("copies in turns", fine);

@@ -19,13 +19,14 @@ CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 PROVEN = CUDA / "proven.json"
 
 #: Where each kernel begins.
-KERNELS = {"wgmma": "gemm_sm90a.cu"}
+#: The file of each kernel that needs proof, and of what prepares its input.
+KERNELS = {"wgmma": ("gemm_sm90a.cu", "quantize.cu")}
 
 
 def sources_of(kernel: str) -> list[str]:
-    """The file of ``kernel`` and the headers of csrc/cuda that it includes, however far."""
+    """The files of ``kernel`` and the headers of csrc/cuda that they include, however far."""
     found: list[str] = []
-    ahead = [KERNELS[kernel]]
+    ahead = list(KERNELS[kernel])
     while ahead:
         name = ahead.pop()
         if name in found:

@@ -239,13 +239,13 @@ def test_binary_weights_are_left_to_torch(cuda: CudaLibrary) -> None:
 def test_wrong_device(cuda: CudaLibrary, device: int) -> None:
     call = Call(device=device)
     message = f"device {device}: there are 2, counted from 0"
-    assert call.run(cuda) != OK
+    assert call.run(cuda) == INVALID_ARGUMENT
     assert message in cuda.error()
     assert call.needs(cuda) == -1
     assert message in cuda.error()
-    assert cuda.cuda.bitimpl_cuda_describe(device, byref(Device())) != OK
+    assert cuda.cuda.bitimpl_cuda_describe(device, byref(Device())) == INVALID_ARGUMENT
     assert message in cuda.error()
-    assert cuda.cuda.bitimpl_cuda_avoid(b"gemv", device) != OK
+    assert cuda.cuda.bitimpl_cuda_avoid(b"gemv", device) == INVALID_ARGUMENT
     assert message in cuda.error()
     assert (call.y_data.bytes == 0xA5).all(), "a refused call wrote to y"
 

@@ -216,3 +216,39 @@ def test_signs_there_and_back():
     image = thresholds.signs_of(y.view(2, 9, 1, 1).expand(2, 9, 2, 3), image=True)
     assert image.bits.shape == (2, 2, 3, 2)
     assert torch.equal(image.to_float(torch.float32, image=True)[0], y[0].view(9, 1, 1).expand(9, 2, 3))
+
+
+def test_what_torch_defaults_to_makes_no_difference():
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(
+        layer_of(0, "binary", 21, 33, 8, generator, True, False),
+        norm_of(0, 33, generator, False),
+        SteSign(),
+        layer_of(0, "binary", 33, 10, 1, generator, True, False),
+    ).eval()
+    x = torch.randn(5, 21, generator=generator)
+    expected = net(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        fused = fuse_thresholds(copy.deepcopy(net))
+        with torch.device("meta"):
+            y = fused(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"bits": torch.zeros(2, 3, dtype=torch.uint8)}, ValueError, "21|33 channels take"),
+        ({"bits": torch.zeros(2, 5, dtype=torch.int8)}, TypeError, "uint8 bits"),
+        ({"scale": torch.ones(3)}, ValueError, "have a scale"),
+        ({"scale": torch.ones(2, dtype=torch.float16)}, TypeError, "float32 scale"),
+    ],
+)
+def test_signs_that_are_none_are_refused(change, error, message):
+    made = signs.Signs(torch.zeros(2, 5, dtype=torch.uint8), torch.ones(2), 33)
+    made.check(image=False)
+    with pytest.raises(error, match=message):
+        made._replace(**change).check(image=False)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SCALE_BYTES = 4
 
 MAX_IN_FEATURES = (2**31 - 1) // (127 * 127)
+CUDA_MULTIPLE = 8
 """Products of 127 x 127 that an int32 holds."""
 
 
@@ -90,5 +91,10 @@ def _made(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) 
         raise Unsupported(
             f"torch._int_mm sums in int32, which {codes.shape[1]} products of 127 x 127 can leave; "
             f"the limit is in_features={MAX_IN_FEATURES}"
+        )
+    if codes.is_cuda and any(side % CUDA_MULTIPLE for side in codes.shape):
+        raise Unsupported(
+            f"torch._int_mm takes weights with sides in multiples of {CUDA_MULTIPLE} on CUDA, this one is "
+            f"{list(codes.shape)}: measure it on the CPU, or another shape"
         )
     return IntMM(codes, scales, bias).eval()

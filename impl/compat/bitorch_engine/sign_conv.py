@@ -18,7 +18,7 @@ from impl import functional
 from impl.compat.bitorch_engine.signs import signs, unpack_signs
 from impl.convolution import input_gradient
 from impl.geometry import ConvGeometry, from_matrix
-from impl.layers.calls import without_autocast
+from impl.ops.library import without_autocast
 from impl.packing import PackedWeight
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from impl import functional
 from impl.checks import check_weight
-from impl.layers.calls import without_autocast
+from impl.ops.library import without_autocast
 from impl.packing import FORMATS, PackedWeight, pack_sign_rows, unpack_sign_rows
 
 

@@ -11,9 +11,9 @@ from impl.checks import check_positive
 from impl.convolution import convolve, pad
 from impl.functional.conv_reference import check_image
 from impl.geometry import Sizes, check_padding_mode, conv_geometry
-from impl.layers.calls import without_autocast
 from impl.layers.conv_attributes import ConvAttributes
 from impl.layers.nbit.base import IntegerLayer
+from impl.ops.library import without_autocast
 
 
 class NBitConv(ConvAttributes, IntegerLayer):

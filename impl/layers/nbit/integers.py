@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from impl.checks import check_weight
-from impl.layers.calls import without_autocast
+from impl.ops.library import without_autocast
 
 WIDTHS = range(2, 9)
 """Bits that codes may have."""

@@ -114,6 +114,8 @@ def test_interrupt_says_how_to_go_on_and_resume_does(
     assert main(["run", "--resume", str(run_dir), "--seed", "5", *places(tmp_path)]) == Exit.USAGE
     assert "--seed: 0 then, 5 now" in capsys.readouterr().err
 
+    assert main(["run", "--resume", str(run_dir), "--device", "cpu", *places(tmp_path)]) == Exit.USAGE
+    assert "goes on as it was begun" in capsys.readouterr().err
     assert main(["run", "--resume", str(run_dir), *places(tmp_path)]) == Exit.OK
     run = load_run(run_dir)
     assert run.missing() == set()

@@ -92,9 +92,13 @@ def gpu_on_meta(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         real = getattr(torch, name)
 
         def made(*sizes: Any, real: Any = real, device: str = "", **options: Any) -> torch.Tensor:
+            options.pop("generator", None)
             return real(*sizes, device="meta", **options)
 
         monkeypatch.setattr(torch, name, made)
+
+    cpu = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device: cpu())
 
     def multiplied(name: str) -> Any:
         def call(a: torch.Tensor, b: torch.Tensor) -> None:

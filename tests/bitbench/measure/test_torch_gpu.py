@@ -24,6 +24,7 @@ class Cuda:
         self.log: list[str] = []
         self.captured: list[str] | None = None
         self.status = 0
+        self.stream = "default"
 
     def Event(self, *, enable_timing: bool) -> Any:
         assert enable_timing
@@ -51,9 +52,15 @@ class Cuda:
 
     @contextlib.contextmanager
     def graph(self, graph: Any) -> Iterator[None]:
-        self.captured = graph.held
-        yield
-        self.captured = None
+        self.captured, self.stream = graph.held, "capturing"
+        yield  # a call that raises leaves it there, as torch does
+        self.captured, self.stream = None, "default"
+
+    def current_stream(self) -> str:
+        return self.stream
+
+    def set_stream(self, stream: str) -> None:
+        self.stream = stream
 
     def CDLL(self, name: str) -> Any:
         assert name == "libcuda.so.1"
@@ -64,7 +71,7 @@ class Cuda:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     made = Cuda()
-    for name in ("Event", "CUDAGraph", "graph"):
+    for name in ("Event", "CUDAGraph", "graph", "current_stream", "set_stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(made, name))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: made.log.append("wait"))
@@ -114,6 +121,15 @@ def test_a_cold_call_is_timed_without_its_flush(cuda: Cuda, monkeypatch: pytest.
 def test_a_captured_call_launches_nothing_until_it_is_replayed(cuda: Cuda) -> None:
     assert GraphTimer(TorchGpu(), size=4).block(cuda.work, 8) == 8 * 250_000
     assert cuda.log == ["call"] * 8 + ["synchronize"]
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(cuda: Cuda) -> None:
+    def call() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        TorchGpu().capture(call, 3)
+    assert cuda.stream == "default"
 
 
 def test_waiting_for_all_work_is_torchs(cuda: Cuda) -> None:

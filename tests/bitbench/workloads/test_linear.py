@@ -298,7 +298,7 @@ def test_how_a_gpu_is_to_time_a_layer_follows_from_the_cache_state() -> None:
 @pytest.mark.parametrize(
     ("weight_bytes", "on_gpu", "copies", "flush", "cold"),
     [
-        (16 << 20, True, 8, False, True),  # 7.5 of them are twice the cache
+        (16 << 20, True, 31, False, True),  # 30 of them are eight times the cache
         (1 << 30, True, 1, False, True),
         (4096, True, 1, True, True),  # 512 copies are not enough
         (4096, False, 512, False, False),
