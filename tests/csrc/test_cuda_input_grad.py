@@ -190,7 +190,7 @@ def test_no_tokens_no_work(emulated: CudaLibrary) -> None:
         ({"dx.rows": 1}, INVALID_ARGUMENT, "dx is 1 x 9: make it 2 x 9"),
         ({"dx.dtype": 7}, INVALID_ARGUMENT, "dx has dtype 7: use 0 (float32), 1 (float16) or 2 (bfloat16)"),
         ({"size": 10}, INVALID_ARGUMENT, "size it with bitimpl_cuda_input_grad_workspace"),
-        ({"device": 2}, UNSUPPORTED, "device 2: there are 2, counted from 0"),
+        ({"device": 2}, INVALID_ARGUMENT, "device 2: there are 2, counted from 0"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(
