@@ -59,7 +59,7 @@ def end_if_lost(gpu: Gpu | None) -> None:
         return
     try:
         gpu.synchronize()
-    except Exception:
+    except Exception:  # whatever torch raises, the device is lost
         traceback.print_exc(file=sys.stderr)
         sys.stderr.flush()
         os._exit(DEVICE_LOST)

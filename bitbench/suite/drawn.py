@@ -31,7 +31,7 @@ def with_random_weights(suite: Suite) -> tuple[Suite, list[str]]:
         if drawn is None:
             notes.append(f"{entry.kind} is left out: it needs {', '.join(wanted)}")
             continue
-        notes.append(f"{entry.kind} runs {drawn.model}, random weights in the shape of {entry.model}")  # type: ignore[attr-defined]
+        notes.append(f"{entry.kind} runs {drawn.model}, random weights in the shape of {entry.model}")  # type: ignore[attr-defined]  # those with data have one
         kept.append(drawn)
     if not kept:
         raise UserError(

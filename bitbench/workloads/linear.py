@@ -123,7 +123,7 @@ class LinearWorkload(WorkloadKind):
         )
         return making(layer) * (build + copies) + timed_seconds(call)
 
-    def estimate_on_gpu(self, spec: LinearSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002
+    def estimate_on_gpu(self, spec: LinearSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002 - a plan says it all
         out_features, in_features = plan.params["shape"]
         weights = out_features * in_features
         if plan.phase == "once":

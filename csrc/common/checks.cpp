@@ -240,6 +240,26 @@ int check_operator(Operator op, const char* family, const bitimpl_weight& w, int
   return BITIMPL_OK;
 }
 
+int describe_packed(int32_t format, int32_t components, int64_t rows, int64_t cols, int64_t group_size,
+                    const int8_t* codes, uint8_t* out, int64_t out_bytes, bitimpl_weight* packed) {
+  *packed = {};
+  packed->layout = BITIMPL_LAYOUT_V1;
+  packed->format = format;
+  packed->components = components;
+  packed->rows = rows;
+  packed->cols = cols;
+  packed->group_size = group_size;
+  packed->codes = out;
+  packed->codes_bytes = out_bytes;
+  const int status = check_weight(packed, false);
+  return status == BITIMPL_OK ? check_codes(codes) : status;
+}
+
+int check_codes(const int8_t* codes) {
+  if (codes != nullptr) return BITIMPL_OK;
+  return fail(BITIMPL_INVALID_ARGUMENT, "codes is null: pass int8 [components, rows, cols]");
+}
+
 int check_bias(const void* bias, int32_t bias_dtype) {
   if (bias == nullptr) return BITIMPL_OK;
   const int64_t bytes = bytes_of_dtype(bias_dtype);

@@ -26,6 +26,10 @@ int64_t segment_of(const bitimpl_weight& w);  // columns that share a scale
 // BITIMPL_OK where the operator takes the weight's format and the format the activation, else
 // fail(...). `family` is "linear" or "conv".
 int check_operator(Operator op, const char* family, const bitimpl_weight& w, int32_t activation);
+int check_codes(const int8_t* codes);  // of packing and unpacking
+// The descriptor of what packing makes, and its check with the messages of any weight.
+int describe_packed(int32_t format, int32_t components, int64_t rows, int64_t cols, int64_t group_size,
+                    const int8_t* codes, uint8_t* out, int64_t out_bytes, bitimpl_weight* packed);
 int check_bias(const void* bias, int32_t bias_dtype);
 // As check_matrix, of a matrix that may be one of signs.
 int check_matrix_or_signs(const bitimpl_matrix* matrix, const char* name);

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../include/impl.h"
-#include "../common/error.h"
+#include "../common/checks.h"
 #include "../common/layout.h"
 #include "parallel.h"
 
@@ -192,20 +192,9 @@ extern "C" {
 int bitimpl_pack(int32_t format, int32_t components, int64_t rows, int64_t cols,
                  int64_t group_size, const int8_t* codes, uint8_t* out, int64_t out_bytes) {
   clear_error();
-  // The descriptor of the result: checks the format and the sizes with the messages of any weight.
-  bitimpl_weight packed = {};
-  packed.layout = BITIMPL_LAYOUT_V1;
-  packed.format = format;
-  packed.components = components;
-  packed.rows = rows;
-  packed.cols = cols;
-  packed.group_size = group_size;
-  packed.codes = out;
-  packed.codes_bytes = out_bytes;
-  const int status = check_weight(&packed, false);
+  bitimpl_weight packed;
+  const int status = describe_packed(format, components, rows, cols, group_size, codes, out, out_bytes, &packed);
   if (status != BITIMPL_OK) return status;
-  if (codes == nullptr)
-    return fail(BITIMPL_INVALID_ARGUMENT, "codes is null: pass int8 [components, rows, cols]");
   PackJob job = {geometry_of(packed), codes, out, {true}};
   parallel_ranges(units_of(job.g), 1, work_of(job.g), available_threads(), pack_range, &job);
   return job.valid ? BITIMPL_OK : report_bad_code(job.g, codes);
@@ -213,10 +202,9 @@ int bitimpl_pack(int32_t format, int32_t components, int64_t rows, int64_t cols,
 
 int bitimpl_unpack(const bitimpl_weight* weight, int8_t* codes) {
   clear_error();
-  const int status = check_weight(weight, false);
+  int status = check_weight(weight, false);
+  if (status == BITIMPL_OK) status = check_codes(codes);
   if (status != BITIMPL_OK) return status;
-  if (codes == nullptr)
-    return fail(BITIMPL_INVALID_ARGUMENT, "codes is null: pass int8 [components, rows, cols]");
   UnpackJob job = {geometry_of(*weight), weight->codes, codes, {true}};
   parallel_ranges(units_of(job.g), 1, work_of(job.g), available_threads(), unpack_range, &job);
   if (job.valid) return BITIMPL_OK;

@@ -237,11 +237,6 @@ int start_dequantize(const Weight& w, const Target& target, const Device& device
   return launch(dequantize_kernel<BITIMPL_TWO_BIT>, grid, w, target);
 }
 
-int check_codes(const int8_t* codes) {
-  if (codes != nullptr) return BITIMPL_OK;
-  return fail(BITIMPL_INVALID_ARGUMENT, "codes is null: pass int8 [components, rows, cols]");
-}
-
 int check_target(const bitimpl_weight& w, const Target& target) {
   if (target.begin < 0 || target.end < target.begin || target.end > w.rows) {
     return fail(BITIMPL_INVALID_ARGUMENT,
@@ -264,17 +259,8 @@ extern "C" {
 int bitimpl_cuda_pack(int32_t format, int32_t components, int64_t rows, int64_t cols, int64_t group_size,
                       const int8_t* codes, uint8_t* out, int64_t out_bytes, int32_t device, void* stream) {
   clear_error();
-  bitimpl_weight packed = {};
-  packed.layout = BITIMPL_LAYOUT_V1;
-  packed.format = format;
-  packed.components = components;
-  packed.rows = rows;
-  packed.cols = cols;
-  packed.group_size = group_size;
-  packed.codes = out;
-  packed.codes_bytes = out_bytes;
-  int status = check_weight(&packed, false);
-  if (status == BITIMPL_OK) status = check_codes(codes);
+  bitimpl_weight packed;
+  const int status = describe_packed(format, components, rows, cols, group_size, codes, out, out_bytes, &packed);
   if (status != BITIMPL_OK) return status;
   const Device* found = device_at(device);
   if (found == nullptr) return last_status();

@@ -92,7 +92,7 @@ class Int8Training(QuantizedLayer):
 
     def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
         if not self._int8_training or (final and self.refit):
-            return super()._quantize(weight, final=final)  # type: ignore[safe-super]
+            return super()._quantize(weight, final=final)  # type: ignore[safe-super]  # mixed in before a layer
         # What training used, whatever device that was on.
         codes, scales, _ = self._quantize_latent(check_weight(weight, check_finite=final))
         packed = PackedWeight(
@@ -128,7 +128,7 @@ class Int8Training(QuantizedLayer):
 
     def _forward_latent(self, x: Tensor) -> Tensor:
         if not self._int8_training:
-            y: Tensor = super()._forward_latent(x)  # type: ignore[misc]
+            y: Tensor = super()._forward_latent(x)  # type: ignore[misc]  # the layer's own
             return y
         weight: Tensor = self._latent("the latent weight")
         refuse_derivatives(x, "layers with int8_training=True", "set int8_training=False")

@@ -92,6 +92,15 @@ def most_float_rows(components: int, generation: int) -> int:  # noqa: ARG001 - 
     return max(1, FLOAT_ROWS[native_library.isa()] // components)
 
 
+def strided_rows(x: Tensor, cols: int) -> tuple[Tensor, int]:
+    """``x`` [..., cols] as rows that are contiguous in themselves, and the stride between them; copied where
+    it cannot be seen so."""
+    x = x.reshape(-1, cols)
+    if x.stride(1) != 1 or x.stride(0) < cols:
+        x = x.contiguous()
+    return x, x.stride(0)
+
+
 class Described:
     """One packed weight and bias as the C interface takes them, on any device.
 
@@ -211,11 +220,7 @@ class PreparedLinear(DescribedLinear):
             return y
         row_stride = cols
         if not x.is_contiguous():
-            x = x.reshape(rows, cols)
-            row_stride = x.stride(0)
-            if x.stride(1) != 1 or row_stride < cols:
-                x = x.contiguous()
-                row_stride = cols
+            x, row_stride = strided_rows(x, cols)
         threads = torch.get_num_threads()
         known_rows, known_generation, known_threads, size = self._workspace
         if known_rows != rows or known_generation != generation or known_threads != threads:

@@ -123,13 +123,13 @@ def _linear(
     return apply_linear("ternary_linear", x, packed, bias, 8)
 
 
-def _linear_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:  # noqa: ARG001
+def _linear_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:  # noqa: ARG001 - the operator's
     rows, cols = weight.shape
     torch._check(x.dim() > 0 and x.shape[-1] == cols, lambda: f"input's last dimension must be {cols}")
     return x.new_empty((*x.shape[:-1], rows))
 
 
-def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch's
     x, weight, bias, codes, scales, mask, group_size, format = inputs
     # x itself, not its codes: it is likely to be kept by others anyway.
     kept = x if ctx.needs_input_grad[1] else None
@@ -222,11 +222,11 @@ def input_grad_python(grad: Tensor, weight: PackedWeight) -> Tensor:
 
 def _input_grad_fake(
     grad: Tensor,
-    codes: Tensor,  # noqa: ARG001
-    scales: Tensor,  # noqa: ARG001
-    rows: int,  # noqa: ARG001
+    codes: Tensor,  # noqa: ARG001 - the fake has the operator's signature
+    scales: Tensor,  # noqa: ARG001 - as above
+    rows: int,  # noqa: ARG001 - as above
     cols: int,
-    *rest: int,  # noqa: ARG001
+    *rest: int,  # noqa: ARG001 - as above
 ) -> Tensor:
     return grad.new_empty((*grad.shape[:-1], cols))
 
@@ -251,7 +251,7 @@ def _apply_mask(grad: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
-def _apply_mask_fake(grad: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001
+def _apply_mask_fake(grad: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - the operator's
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
@@ -259,7 +259,7 @@ def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 
 
-def _no_gradient(ctx: Any, *grads: Tensor) -> None:  # noqa: ARG001
+def _no_gradient(ctx: Any, *grads: Tensor) -> None:  # noqa: ARG001 - torch's signature
     raise RuntimeError(
         "this operator of int8 training is a step of a gradient or of a quantiser and has no gradient "
         "itself: detach its inputs, or use the layer"

@@ -7,26 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
-from kernel_library import OK, REPOSITORY, Library, Matrix, Weight, build
+from kernel_library import OK, REPOSITORY, Library, LinearCall, Matrix, Weight, build
 
 LIBRARY_NAME = "libbitimpl_cuda_emulated.so"
-
-
-class LinearCall(Structure):
-    _fields_ = [
-        ("weight", POINTER(Weight)),
-        ("x", Matrix),
-        ("y", Matrix),
-        ("bias", c_void_p),
-        ("bias_dtype", c_int32),
-        ("activation", c_int32),
-        ("workspace", c_void_p),
-        ("workspace_bytes", c_int64),
-    ]
 
 
 class _Calls:

@@ -91,6 +91,19 @@ class Matrix(Structure):
     ]
 
 
+class LinearCall(Structure):
+    _fields_ = [
+        ("weight", POINTER(Weight)),
+        ("x", Matrix),
+        ("y", Matrix),
+        ("bias", c_void_p),
+        ("bias_dtype", c_int32),
+        ("activation", c_int32),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_int64),
+    ]
+
+
 class Guarded:
     """``size`` bytes between two zones of guard bytes, at ``offset`` bytes past a 64-byte boundary."""
 

@@ -13,25 +13,24 @@ from ctypes import POINTER, Structure, byref, c_int, c_int32, c_int64, c_void_p
 import numpy as np
 import pytest
 from kernel_cases import Layout, weight_of
-from kernel_library import BINARY, F32, INT8, INVALID_ARGUMENT, OK, SIGN, Guarded, Library, Matrix, Weight
+from kernel_library import (
+    BINARY,
+    F32,
+    INT8,
+    INVALID_ARGUMENT,
+    OK,
+    SIGN,
+    Guarded,
+    Library,
+    LinearCall,
+    Matrix,
+    Weight,
+)
 from kernel_reference import pack
 
 SIGNS = 3
 SIGNS_FIELDS = ("x_scale", "lower", "upper", "least", "most", "y_scale")
 ROWS, COLS, TOKENS = 12, 36, 4  # columns: 4 channels x 3 x 3 taps, where it is a convolution's
-
-
-class LinearCall(Structure):
-    _fields_ = [
-        ("weight", POINTER(Weight)),
-        ("x", Matrix),
-        ("y", Matrix),
-        ("bias", c_void_p),
-        ("bias_dtype", c_int32),
-        ("activation", c_int32),
-        ("workspace", c_void_p),
-        ("workspace_bytes", c_int64),
-    ]
 
 
 class Data(Structure):

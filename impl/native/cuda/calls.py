@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from impl.native.backends import kernel_name, operator_of, record_kernel
-from impl.native.calls import DTYPES, LAYOUT_V1, LINEAR_CALL, DescribedLinear
+from impl.native.calls import DTYPES, LAYOUT_V1, LINEAR_CALL, DescribedLinear, strided_rows
 from impl.native.cuda import library as cuda_library
 from impl.native.library import Weight
 from impl.packing import FORMATS, PackedWeight, codes_bytes
@@ -62,11 +62,7 @@ class PreparedCudaLinear(DescribedLinear):
             return y
         row_stride = cols
         if not x.is_contiguous():
-            x = x.reshape(rows, cols)
-            row_stride = x.stride(0)
-            if x.stride(1) != 1 or row_stride < cols:
-                x = x.contiguous()
-                row_stride = cols
+            x, row_stride = strided_rows(x, cols)
         choice = library.selection.name, library.generation
         known_rows, known_choice, size = self._workspace
         if known_rows != rows or known_choice != choice:

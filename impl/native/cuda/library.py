@@ -160,7 +160,7 @@ class CudaLibrary(SharedLibrary):
         try:
             return Path("/sys/module/nvidia/version").read_text().strip()
         except OSError:
-            return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
+            return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]  # not in torch's stubs
 
     def index_of(self, tensor: Tensor) -> int:
         """Index of the device that ``tensor`` lies on."""
