@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -289,6 +290,7 @@ def unfit(root: Path) -> str:
     return ""
 
 
+@functools.cache
 def gpus() -> str:
     """Compute capabilities of the GPUs here, one a line; empty where there are none."""
     try:

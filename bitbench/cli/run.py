@@ -140,8 +140,10 @@ class Wish:
 
 def device_name(name: str | None) -> Literal["cpu", "cuda"] | None:
     """The device called ``name``; None where none is named."""
-    if name is None or name == "cpu":
-        return None if name is None else "cpu"
+    if name is None:
+        return None
+    if name == "cpu":
+        return "cpu"
     if name == "cuda":
         return "cuda"
     raise UserError(f"unknown device {name!r}", "allowed: cpu, cuda")

@@ -26,7 +26,7 @@ from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
 from bitbench.measure import host
 from bitbench.measure.clock import Budget, Series, shuffled
-from bitbench.measure.neighbours import Neighbours, usable_beside
+from bitbench.measure.neighbours import Neighbours
 from bitbench.measure.roofline import Rulers
 from bitbench.measure.timers import (
     FLUSH_CALLS,
@@ -172,7 +172,7 @@ class TimedPoint:
             # Such as work that waits for the device. Where the error is another, it comes again.
             traceback.print_exc(file=sys.stderr)
             entrant.notes.append(f"launched call by call, for it cannot be captured: {one_line(str(error))}")
-            entrant.warmth = settle(subject, entrant.timer, self.budget)
+            entrant.warmth = settle(subject, entrant.timer, self.budget, most=entrant.most)
             return
         entrant.timer, entrant.step = graph, graph.size
         entrant.metrics["time.eager"] = eager / 1e9
@@ -357,7 +357,7 @@ def neighbours_of(visit: Visit) -> Neighbours:
     if wanted is None:
         return Neighbours(0)
     # This process may be kept on some of them; the one that runs it is not.
-    usable = usable_beside(os.getppid()) or host.usable_cpus()
+    usable = host.usable_beside(os.getppid()) or host.usable_cpus()
     count = len(usable) if wanted == "all" else int(wanted)
     if count > len(usable):
         raise Unsupported(

@@ -27,7 +27,8 @@ NATIVE_ISAS = get_args(Isa)
 
 
 GPU_FORMATS = ("two_bit", "base3")
-"""Formats that have CUDA kernels (csrc/include/impl_cuda.h)."""
+"""Formats whose products have CUDA kernels (csrc/include/impl_cuda.h); binary weights are packed, unpacked
+and decoded there, and not measured."""
 
 
 def on_reference() -> bool:
@@ -112,8 +113,8 @@ class Quantized(LayerKind):
             )
         if spec.form == "packed" and self.format(spec) not in GPU_FORMATS and not on_reference():
             return (
-                f"{self.format(spec)} weights have no kernels for {device} yet: measure them on the CPU, or "
-                "torch's reference of them with BITIMPL_BACKEND=torch"
+                f"products with {self.format(spec)} weights have no kernels for {device} yet: measure them "
+                "on the CPU, or torch's reference of them with BITIMPL_BACKEND=torch"
             )
         return None
 

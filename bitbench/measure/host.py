@@ -5,6 +5,7 @@ Every function answers with an empty value where the fact cannot be read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -59,6 +60,14 @@ def usable_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))
+
+
+def usable_beside(process: int) -> set[int]:
+    """Processors that ``process`` may use: those of whoever started a run, not the few that a worker may be
+    kept on. Empty where the system does not tell."""
+    with contextlib.suppress(OSError, AttributeError):
+        return set(os.sched_getaffinity(process))
+    return set()
 
 
 def cpu_quota() -> float | None:

@@ -96,14 +96,6 @@ class Neighbours:
         self._end()
 
 
-def usable_beside(process: int) -> set[int]:
-    """Processors that ``process`` may use: those of whoever started a run, not the few that a worker may be
-    kept on. Empty where the system does not tell."""
-    with contextlib.suppress(OSError, AttributeError):
-        return set(os.sched_getaffinity(process))
-    return set()
-
-
 def main() -> None:
     """One neighbour: works until it is no longer wanted."""
     parent = int(sys.argv[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitbench.analysis.summary import CaseSummary, Summary
-from bitbench.report.numbers import percent
 from bitbench.report.overview import HEAD_IS, head_cells, verdict_text
 from bitbench.report.speed import launched
 from bitbench.report.tables import (
@@ -17,6 +16,7 @@ from bitbench.report.tables import (
     absent,
     figure_cell,
     name_cell,
+    share_cell,
     verdict_tone,
     without_empty,
 )
@@ -80,8 +80,7 @@ def _steps_row(case: CaseSummary, head: Cell, summary: Summary, columns: int) ->
         return figure_cell(case.value(metric), unit, case=case.case.id)
 
     def share(metric: str) -> Cell:
-        found = case.value(metric)
-        return absent() if found is None else Cell(percent(found.value), sort=found.value, case=case.case.id)
+        return share_cell(case.value(metric), case=case.case.id)
 
     return [
         *first,

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from bitbench.analysis.summary import CaseSummary, Summary
-from bitbench.report.numbers import percent
-from bitbench.report.tables import Cell, Column, Section, Table, absent, figure_cell, name_cell, without_empty
+from bitbench.report.tables import (
+    Cell,
+    Column,
+    Section,
+    Table,
+    figure_cell,
+    name_cell,
+    share_cell,
+    without_empty,
+)
 
 _COLUMNS = [
     Column("Layer", numeric=False),
@@ -25,7 +33,7 @@ def gpu_load(summary: Summary) -> Section | None:
     tables = []
     for point in dict.fromkeys(case.case.point for case in loaded):
         here = [case for case in loaded if case.case.point == point]
-        label = here[0].case.label.removesuffix(f"/{here[0].case.layer}")
+        label = here[0].case.label.rpartition("/")[0]
         tables.append(
             without_empty(
                 Table(f"gpu-{point}", label, _COLUMNS, [_row(case) for case in here], filterable=True)
@@ -42,8 +50,7 @@ def gpu_load(summary: Summary) -> Section | None:
 
 def _row(case: CaseSummary) -> list[Cell]:
     def share(metric: str) -> Cell:
-        found = case.value(metric)
-        return absent() if found is None else Cell(percent(found.value), sort=found.value, case=case.case.id)
+        return share_cell(case.value(metric), case=case.case.id)
 
     def figure(metric: str, unit: str) -> Cell:
         return figure_cell(case.value(metric), unit, case=case.case.id)

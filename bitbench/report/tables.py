@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from bitbench.analysis.statistics import Estimate
 from bitbench.analysis.verdicts import Verdict, Word
-from bitbench.report.numbers import ABSENT, interval
+from bitbench.report.numbers import ABSENT, interval, percent
 from bitbench.report.numbers import estimate as number
 
 
@@ -81,6 +81,11 @@ def absent(why: str = "") -> Cell:
 
 def name_cell(name: str, note: str = "") -> Cell:
     return Cell(name, (note,) if note else (), code=True)
+
+
+def share_cell(found: Estimate | None, *, case: str) -> Cell:
+    """A share as a percentage."""
+    return absent() if found is None else Cell(percent(found.value), sort=found.value, case=case)
 
 
 def figure_cell(

@@ -190,7 +190,7 @@ def expand(
     timed_launches = launches or (min(QUICK_LAUNCHES, suite.launches) if quick else suite.launches)
     merged: dict[str, Point] = {}
     for index, entry in enumerate(suite.workloads):
-        if entry.when and device and entry.when.device != device:
+        if _elsewhere(entry, device):
             continue
         if quick and entry.kind in {p.workload for p in merged.values()}:
             continue
@@ -278,10 +278,15 @@ def thread_counts(suite: Suite, device: str | None = None) -> set[int]:
     return {
         spec.threads
         for entry in suite.workloads
-        if not (entry.when and device and entry.when.device != device)
+        if not _elsewhere(entry, device)
         for spec in variants(entry, suite, device)
         if spec.threads is not None
     }
+
+
+def _elsewhere(spec: WorkloadSpec, device: str | None) -> bool:
+    """Whether ``when`` asks for another device than ``device``, where one is named."""
+    return bool(spec.when and device and spec.when.device != device)
 
 
 def variants(entry: WorkloadSpec, suite: Suite, device: str | None = None) -> list[WorkloadSpec]:
@@ -292,7 +297,7 @@ def variants(entry: WorkloadSpec, suite: Suite, device: str | None = None) -> li
     fields = entry.model_dump(mode="json") | plain
     for item in entry.include:
         added = type(entry).model_validate({**fields, **item}, context={"shapes": suite.shapes})
-        if added.when and device and added.when.device != device:
+        if _elsewhere(added, device):
             continue
         whole += _zipped(added, added.model_copy(update=plain))
     return whole

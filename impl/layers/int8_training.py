@@ -93,7 +93,7 @@ class Int8Training(QuantizedLayer):
     def _quantize(self, weight: Tensor, *, final: bool) -> Quantized:
         if not self._int8_training or (final and self.refit):
             return super()._quantize(weight, final=final)  # type: ignore[safe-super]  # mixed in before a layer
-        # What training used, whatever device that was on.
+        # By the quantiser that training used.
         codes, scales, _ = self._quantize_latent(check_weight(weight, check_finite=final))
         packed = PackedWeight(
             self.format, 1, self.out_features, self.in_features, self.group_size, codes, scales

@@ -50,7 +50,7 @@ def serves_cuda(index: int, operation: str, format: str) -> bool:
     answer = _cuda_answers.get(key)
     if answer is None:
         answer = _serves_cuda(index, operation, format)
-        if cuda.settled(index):
+        if current_backend() == "torch" or cuda.settled(index):
             _cuda_answers[key] = answer
     return answer
 

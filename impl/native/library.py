@@ -62,34 +62,6 @@ class Image(ctypes.Structure):
     )
 
 
-class Matrix(ctypes.Structure):
-    """``bitimpl_matrix``."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("dtype", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
-        ("rows", ctypes.c_int64),
-        ("cols", ctypes.c_int64),
-        ("row_stride", ctypes.c_int64),
-    )
-
-
-class LinearCall(ctypes.Structure):
-    """``bitimpl_linear_call``."""
-
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("x", Matrix),
-        ("y", Matrix),
-        ("bias", ctypes.c_void_p),
-        ("bias_dtype", ctypes.c_int32),
-        ("activation", ctypes.c_int32),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_int64),
-    )
-
-
 class SignsData(ctypes.Structure):
     """``bitimpl_signs``."""
 

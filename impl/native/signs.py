@@ -10,7 +10,7 @@ from torch import Tensor
 from impl.geometry import ConvGeometry
 from impl.native import library as native_library
 from impl.native.backends import record_kernel
-from impl.native.calls import DTYPES, Described
+from impl.native.calls import DTYPES, LINEAR_CALL, Described, strided_rows
 from impl.native.convolution import describe_geometry, describe_image
 from impl.packing import PackedWeight
 from impl.signs import Signs, Thresholds
@@ -38,13 +38,11 @@ class PreparedSigns(Described):
         super().__init__(weight, bias, activation_bits)
         self.geometry, self.thresholds = geometry, thresholds
         self._conv = None if geometry is None else describe_geometry(geometry)
-        self._intervals = [None] * 4 if thresholds is None else [part.data_ptr() for part in thresholds]
+        self._intervals = _addresses(thresholds)
 
     def gives(self, thresholds: Thresholds | None) -> bool:
         """Whether these are the intervals, at the addresses, that were described."""
-        return self._intervals == (
-            [None] * 4 if thresholds is None else [part.data_ptr() for part in thresholds]
-        )
+        return self._intervals == _addresses(thresholds)
 
     def __call__(self, x: Tensor | Signs, dtype: torch.dtype) -> Tensor | Signs:
         """y of x: :class:`Signs` where there are thresholds, else a contiguous tensor in ``dtype``.
@@ -84,16 +82,15 @@ class PreparedSigns(Described):
         x_matrix, kept = _matrix(x)
         y_matrix, _ = _matrix(y)
         weight = self._weight_pointer
-        size: int = self._library.linear_workspace(weight, x_matrix.rows, self.activation_bits)
+        size: int = self._library.linear_workspace(weight, x_matrix[3], self.activation_bits)
         if size < 0:
             raise self._library.failed("linear_signs")
         workspace = torch.empty(size, dtype=torch.uint8, device="cpu")
-        call = native_library.LinearCall(
-            weight, x_matrix, y_matrix, self._bias_pointer, self._bias_dtype, self.activation_bits,
+        call = LINEAR_CALL.pack(
+            weight, *x_matrix, *y_matrix, self._bias_pointer, self._bias_dtype, self.activation_bits,
             workspace.data_ptr(), size,
         )  # fmt: skip
-        function = self._library.function("linear_signs")
-        self._finish(function(ctypes.addressof(call), ctypes.addressof(signs)))
+        self._finish(self._library.function("linear_signs")(call, ctypes.addressof(signs)))
         del kept  # until here
 
     def _convolve(self, x: Tensor | Signs, y: Tensor | Signs, signs: native_library.SignsData) -> None:
@@ -117,23 +114,22 @@ class PreparedSigns(Described):
         record_kernel(self._library.last_kernel().decode())
 
 
+def _addresses(thresholds: Thresholds | None) -> list[int | None]:
+    return [None] * 4 if thresholds is None else [part.data_ptr() for part in thresholds]
+
+
 def _empty_signs(places: tuple[int, ...], scales: tuple[int, ...], channels: int) -> Signs:
     bits = torch.empty((*places, -(-channels // 8)), dtype=torch.uint8, device="cpu")
     return Signs(bits, torch.empty(scales, dtype=torch.float32, device="cpu"), channels)
 
 
-def _matrix(values: Tensor | Signs) -> tuple[native_library.Matrix, Tensor]:
-    """``bitimpl_matrix`` of the rows of ``values``, and the memory it describes."""
+def _matrix(values: Tensor | Signs) -> tuple[tuple[int, ...], Tensor]:
+    """The fields of ``bitimpl_matrix`` of the rows of ``values``, and the memory it describes."""
     tensor = values.bits if isinstance(values, Signs) else values
-    flat = tensor.reshape(-1, tensor.shape[-1])
-    if flat.stride(1) != 1 or flat.stride(0) < flat.shape[1]:
-        flat = flat.contiguous()
-    stride = flat.stride(0)
+    flat, stride = strided_rows(tensor, tensor.shape[-1])
     if isinstance(values, Signs):
-        matrix = native_library.Matrix(flat.data_ptr(), _SIGNS, 0, flat.shape[0], values.channels, 8 * stride)
-    else:
-        matrix = native_library.Matrix(flat.data_ptr(), DTYPES[flat.dtype], 0, *flat.shape, stride)
-    return matrix, flat
+        return (flat.data_ptr(), _SIGNS, 0, flat.shape[0], values.channels, 8 * stride), flat
+    return (flat.data_ptr(), DTYPES[flat.dtype], 0, *flat.shape, stride), flat
 
 
 def _image(values: Tensor | Signs) -> native_library.Image:

@@ -20,8 +20,9 @@ from torch import Tensor
 from impl import decoding, native
 from impl.checks import check_choice, check_weight, group_count
 from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register, without_autocast
-from impl.ops.linear import apply_linear, check_input
-from impl.packing import FORMATS, PackedWeight, codes_bytes, pack, pack_sign_rows, unpack_sign_rows
+from impl.ops.linear import apply_linear
+from impl.packing import FORMATS, PackedWeight, codes_bytes, pack, unpack_sign_rows
+from impl.packing.layout import pack_bits
 from impl.quantizers import quantize_activations, quantize_ternary
 from impl.quantizers.activations import absmax_codes
 from impl.tiles import row_tiles
@@ -46,7 +47,7 @@ def quantize_latent(
 
     ``rule`` is one of :data:`RULES`; ``group_size`` 0 stands for none. The mask holds a bit for each weight,
     1 where |w| <= 1, as uint8 [rows, ceil(cols / 8)]; [0] unless ``mask``. Means are summed in float64, so
-    that every device finds the same scales.
+    that devices find the same scales, but where a mean all but ties between two float32 numbers.
     """
     name = _format_name(format)
     check_choice("rule of int8 training", rule, RULES)
@@ -66,7 +67,7 @@ def quantize_latent(
             sum_dtype=torch.float64,
         )
         codes, scales = pack(found.codes, name, group_size or None), found.scales
-        inside = pack_sign_rows((weight.abs() <= 1).to(torch.int8) * 2 - 1) if mask else None
+        inside = pack_bits(weight.abs() <= 1) if mask else None
     return codes, scales, weight.new_empty(0, dtype=torch.uint8) if inside is None else inside
 
 
@@ -119,7 +120,6 @@ def _linear(
     format: int,
 ) -> Tensor:
     packed = _weight_of(codes, scales, weight.shape[0], weight.shape[1], group_size, format)
-    check_input(x, packed.cols, codes.device)
     return apply_linear("ternary_linear", x, packed, bias, 8)
 
 

@@ -27,7 +27,8 @@ def ternarize_rows(x: Tensor, rule: str, sum_dtype: torch.dtype = torch.float32)
     """Ternary codes (int8, shape of ``x``) and scales (float32 [rows, 1]) of float32 ``x`` [rows, n].
 
     A row of zeros gets the codes 0 and the scale 0 (``absmean``: its floor of 1e-5). Means are summed in
-    ``sum_dtype`` and rounded once to float32: float64 leaves nothing to the order of the sum.
+    ``sum_dtype`` and rounded once to float32: float64 leaves next to nothing to the order of the sum, since
+    only a mean within its rounding of a tie of float32 can differ.
     """
     magnitude = x.abs()
     if rule == "absmean":

@@ -80,7 +80,8 @@ def quantize_ternary(
     ``scale`` is "row" or "tensor"; None takes "tensor" for ``absmean``, as b1.58 does, and "row" for
     the others and wherever ``group_size`` (a scale for each row and so many columns) is given.
     ``check_finite=False`` skips the search for NaN and infinity, which then reach the scales.
-    ``sum_dtype``: what means are summed in; with float64 they are the same on every device.
+    ``sum_dtype``: what means are summed in; with float64 they hardly depend on the device
+    (:func:`ternarize_rows`).
     """
     weight = check_weight(weight, check_finite=check_finite)
     check_choice("ternary rule", rule, RULES)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 SCALE_BYTES = 4
 
 MAX_IN_FEATURES = (2**31 - 1) // (127 * 127)
-CUDA_MULTIPLE = 8
 """Products of 127 x 127 that an int32 holds."""
+CUDA_MULTIPLE = 8
+"""On a GPU ``torch._int_mm`` takes sides of the weight in multiples of this."""
 
 
 class IntMMSpec(LayerSpec):

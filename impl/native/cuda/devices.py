@@ -75,7 +75,8 @@ def found_wrong(index: int) -> dict[str, str] | None:
 
 
 def forget() -> None:
-    """Check every device again on its next use."""
+    """Check every device again when :func:`why_not` is next asked; answers that :mod:`impl.native.dispatch`
+    keeps stay."""
     with _lock:
         _unusable.clear()
         _wrong.clear()

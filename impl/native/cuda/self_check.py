@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from impl.native.backends import activation_name
 from impl.native.cuda import calls, training_check
 from impl.native.cuda.library import CudaLibrary
 from impl.native.library import NativeError
@@ -46,10 +47,9 @@ class Case:
     scale_dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
-        activation = {None: "float", 1: "sign", 2: "ternary"}.get(self.bits, f"int{self.bits}")
         return (
-            f"{self.format}, {activation} activations, {self.tokens} x {self.rows} x {self.cols}, "
-            f"{self.components} components, group_size {self.group_size}"
+            f"{self.format}, {activation_name(self.bits)} activations, {self.tokens} x {self.rows} x "
+            f"{self.cols}, {self.components} components, group_size {self.group_size}"
         )
 
 
@@ -148,8 +148,8 @@ def _reference(
 
 def check(library: CudaLibrary, index: int) -> dict[str, str]:
     """What is wrong with each kernel of ``library`` on device ``index``, by the kernel's name or one of
-    :data:`PACKING` and :data:`impl.native.cuda.training_check.CHECKS`; empty where nothing is. Takes about a
-    second.
+    :data:`PACKING` and :data:`impl.native.cuda.training_check.CHECKS`; empty where nothing is. Takes
+    seconds at most.
 
     Raises NativeError where a kernel has left the device unusable.
     """

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from bitbench.measure import neighbours
-from bitbench.measure.neighbours import Neighbours, usable_beside
+from bitbench.measure.host import usable_beside
+from bitbench.measure.neighbours import Neighbours
 
 MARK = "BITBENCH_TEST_NEIGHBOURS"
 

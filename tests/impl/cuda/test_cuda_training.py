@@ -172,7 +172,6 @@ def test_a_gpu_gives_the_numbers_of_a_cpu(kind: str) -> None:
     x = torch.randn(70, 520)
     with native.backend("torch"):
         expected = pass_through(copy.deepcopy(layer), x)
-    found = {}
     gpu = copy.deepcopy(layer).cuda()
     given = x.cuda().requires_grad_()
     y = gpu(given)
