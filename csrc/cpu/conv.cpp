@@ -296,7 +296,7 @@ int run_conv(Operator op, const bitimpl_weight* weight, const bitimpl_conv* conv
   if (status == BITIMPL_OK) status = check_operator(op, "conv", *weight, activation);
   if (status == BITIMPL_OK) status = plan_conv(*weight, conv, x, activation, &plan);
   if (status == BITIMPL_OK) status = check_image_data(*x, "x");
-  if (status == BITIMPL_OK) status = check_output(plan, y);
+  if (status == BITIMPL_OK) status = check_conv_output(*weight, *x, plan.sizes, y);
   if (status == BITIMPL_OK) status = check_image_data(*y, "y");
   if (status == BITIMPL_OK) status = check_bias(bias, bias_dtype);
   if (status == BITIMPL_OK && signs == nullptr) status = check_no_signs(*x, *y);

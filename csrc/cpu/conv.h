@@ -13,6 +13,7 @@
 
 #include <stdint.h>
 
+#include "../common/conv_checks.h"
 #include "kernels.h"
 #include "operators.h"
 
@@ -75,6 +76,7 @@ struct ConvLayout {
 
 // Everything about one call that its arguments' sizes determine.
 struct ConvPlan {
+  ConvSizes sizes;  // as they were checked
   int32_t activation;
   bool bits;       // activations are bits (SIGN over binary weights and enough channels), else bytes
   int32_t planes;  // of int8; 0 where they are bits
@@ -112,9 +114,6 @@ int plan_conv(const bitimpl_weight& weight, const bitimpl_conv* conv, const biti
               int32_t activation, ConvPlan* plan);
 // Kind and form of the activations of `rows` positions, without data.
 Activations form_of(const ConvPlan& plan, int64_t rows);
-int check_image_data(const bitimpl_image& image, const char* name);
-// Checks y against the plan.
-int check_output(const ConvPlan& plan, const bitimpl_image* y);
 ConvLayout lay_out_conv(const KernelTable& kernels, const ConvPlan& plan, const LinearTask& task);
 
 // The scale of a sample of signs, from the sums of magnitudes in `partials`; the threshold of TERNARY from

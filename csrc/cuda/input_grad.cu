@@ -322,8 +322,11 @@ int start(Gradient task, Stream stream) {
 
 int check_weight_of_gradient(const bitimpl_weight* weight, bool with_scales) {
   int status = check_weight(weight, with_scales);
-  if (status == BITIMPL_OK) status = check_format(weight->format);
   if (status != BITIMPL_OK) return status;
+  if (weight->format == BITIMPL_BINARY) {
+    return fail(BITIMPL_UNSUPPORTED, "there is no CUDA kernel for the int8 gradient of binary weights: use the torch "
+                "reference (BITIMPL_BACKEND=torch)");
+  }
   if (weight->rows > kMostRows) {
     return fail(BITIMPL_UNSUPPORTED,
                 "the weight has %lld rows; its int8 gradient is exact up to %lld: cut it", show(weight->rows),

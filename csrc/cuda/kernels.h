@@ -34,6 +34,9 @@ extern const LinearKernel kWgmma;  // gemm_sm90a.cu
 // Prepares task.x from task.source (quantize.cu).
 int quantize(const LinearTask& task, Stream stream);
 
+// The codes of `to` (TWO_BIT) of binary ones of the same sizes (spread_bits.cu).
+int spread_bits(const uint8_t* bits, const Weight& to, Stream stream);
+
 }  // namespace cuda
 }  // namespace bitimpl
 

@@ -31,6 +31,15 @@ __device__ __forceinline__ int32_t dp4a(uint32_t a, uint32_t b, int32_t sum) {
 #endif
 }
 
+// Bits of a word that are set.
+__device__ __forceinline__ int32_t count_bits(uint32_t word) {
+#ifdef BITIMPL_EMULATOR
+  return __builtin_popcount(word);
+#else
+  return __popc(word);
+#endif
+}
+
 // Byte i of the result is byte (selector >> 4i & 7) of the eight bytes b:a, a the lower four.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
 #ifdef BITIMPL_EMULATOR

@@ -24,7 +24,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 #endif
 
-#define BITIMPL_CUDA_ABI_VERSION 1
+#define BITIMPL_CUDA_ABI_VERSION 2
 
 /* ---- library ------------------------------------------------------------------------------ */
 
@@ -65,8 +65,32 @@ const char* bitimpl_cuda_last_kernel(void);
 /* Bytes of workspace, any alignment, or -1. */
 int64_t bitimpl_cuda_linear_workspace(const bitimpl_weight* weight, int64_t rows, int32_t activation,
                                       int32_t device);
-/* bitimpl_linear of impl.h: formats TWO_BIT and BASE3, every activation, any number of components. */
+/* bitimpl_linear of impl.h: every format and activation, any number of components. */
 int bitimpl_cuda_linear(const bitimpl_linear_call* call, int32_t device, void* stream);
+/* bitimpl_linear_signs of impl.h, with a workspace of its own. */
+int64_t bitimpl_cuda_linear_signs_workspace(const bitimpl_weight* weight, int64_t rows, int32_t activation,
+                                            int32_t device);
+int bitimpl_cuda_linear_signs(const bitimpl_linear_call* call, const bitimpl_signs* signs, int32_t device,
+                              void* stream);
+
+/* All arguments of a convolution (bitimpl_binary_conv, bitimpl_ternary_conv and, where x, y or both are of
+ * signs, bitimpl_conv_signs of impl.h). */
+typedef struct bitimpl_cuda_conv_call {
+  const bitimpl_weight* weight;
+  const bitimpl_conv* conv;
+  bitimpl_image x;
+  bitimpl_image y;
+  const void* bias;
+  int32_t bias_dtype; /* bitimpl_dtype */
+  int32_t activation; /* bitimpl_activation: SIGN, TERNARY, INT8, INT16 */
+  const bitimpl_signs* signs; /* null: neither x nor y is of signs */
+  void* workspace;
+  int64_t workspace_bytes;
+} bitimpl_cuda_conv_call;
+
+/* Bytes of workspace, any alignment, or -1; pointers to data, signs and workspace are not looked at. */
+int64_t bitimpl_cuda_conv_workspace(const bitimpl_cuda_conv_call* call, int32_t device);
+int bitimpl_cuda_conv(const bitimpl_cuda_conv_call* call, int32_t device, void* stream);
 
 /* ---- packing ------------------------------------------------------------------------------ */
 

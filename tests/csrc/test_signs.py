@@ -12,6 +12,7 @@ from ctypes import POINTER, Structure, byref, c_int, c_int32, c_int64, c_void_p
 
 import numpy as np
 import pytest
+from descriptors import SIGNS, SIGNS_FIELDS, Conv, Image, SignsData
 from kernel_cases import Layout, weight_of
 from kernel_library import (
     BINARY,
@@ -28,38 +29,7 @@ from kernel_library import (
 )
 from kernel_reference import pack
 
-SIGNS = 3
-SIGNS_FIELDS = ("x_scale", "lower", "upper", "least", "most", "y_scale")
 ROWS, COLS, TOKENS = 12, 36, 4  # columns: 4 channels x 3 x 3 taps, where it is a convolution's
-
-
-class Data(Structure):
-    """``bitimpl_signs``."""
-
-    _fields_ = [(name, c_void_p) for name in SIGNS_FIELDS]
-
-
-class Image(Structure):
-    _fields_ = [
-        ("data", c_void_p),
-        ("dtype", c_int32),
-        ("reserved", c_int32),
-        ("samples", c_int64),
-        ("channels", c_int64),
-        ("size", c_int64 * 3),
-        ("sample_stride", c_int64),
-        ("channel_stride", c_int64),
-        ("spatial_stride", c_int64 * 3),
-    ]
-
-
-class Conv(Structure):
-    _fields_ = [
-        ("groups", c_int64),
-        *((name, c_int64 * 3) for name in ("kernel", "stride", "dilation", "before", "after")),
-        ("padding_value", c_int32),
-        ("reserved", c_int32),
-    ]
 
 
 class Call:
@@ -79,7 +49,9 @@ class Call:
         }  # fmt: skip
         held = {name: Guarded.of(value.astype(np.float32)) for name, value in self.numbers.items()}
         self.buffers += held.values()
-        self.signs: Data | None = Data(*(held[name].pointer for name in self.numbers), self.scale.pointer)
+        self.signs: SignsData | None = SignsData(
+            *(held[name].pointer for name in self.numbers), self.scale.pointer
+        )
         self.call: LinearCall | None = LinearCall(
             ctypes.pointer(self.weight),
             Matrix(self.x_data.pointer, SIGNS, 0, TOKENS, COLS, 40),
@@ -96,7 +68,7 @@ class Call:
     def linear(self, library: Library) -> int:
         function = library.c.bitimpl_linear_signs
         function.restype = c_int
-        function.argtypes = [POINTER(LinearCall), POINTER(Data)]
+        function.argtypes = [POINTER(LinearCall), POINTER(SignsData)]
         return function(self.call, self.signs)
 
     def convolve(self, library: Library, name: str = "conv_signs") -> int:
@@ -104,7 +76,7 @@ class Call:
         function.restype = c_int
         function.argtypes = [
             POINTER(Weight), POINTER(Conv), POINTER(Image), c_int32, c_void_p, c_int32, POINTER(Image),
-            *([POINTER(Data)] if name == "conv_signs" else []), c_void_p, c_int64,
+            *([POINTER(SignsData)] if name == "conv_signs" else []), c_void_p, c_int64,
         ]  # fmt: skip
         signs = [self.signs] if name == "conv_signs" else []
         return function(
