@@ -1,4 +1,5 @@
-"""Convolutions, and linear layers from and to signs, as calls that the CPU's library and the CUDA library take alike.
+"""Convolutions, and linear layers from and to signs, as calls that the CPU's library and the CUDA library take
+alike.
 
 Both give the same bits for integer activations, so the one that is tested elsewhere is the reference.
 """

@@ -1,5 +1,5 @@
-"""Binary weights times signs on CUDA: linear layers and convolutions, floats and signs in and out, against the
-CPU's kernels, to the bit."""
+"""Binary weights times signs on CUDA: linear layers and convolutions, floats and signs in and out, against
+the CPU's kernels, to the bit."""
 
 from __future__ import annotations
 

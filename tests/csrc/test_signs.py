@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from ctypes import POINTER, Structure, byref, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_int, c_int32, c_int64, c_void_p
 
 import numpy as np
 import pytest
