@@ -52,6 +52,17 @@ class CudaDevice:
 
 
 @dataclass(frozen=True)
+class Cutlass:
+    """The kernel made of NVIDIA's CUTLASS, for the layers that bitorch_engine runs on it."""
+
+    version: str | None
+    """Of the headers it was built with, such as ``4.2.0``; None where it was not built."""
+    why_not: str
+    """Why those layers use other kernels (not built, or not used of itself before a GPU was seen to run it)
+    and what would help; "" where they use it."""
+
+
+@dataclass(frozen=True)
 class Cuda:
     """The library of CUDA kernels, if any, and the devices it can serve."""
 
@@ -69,6 +80,7 @@ class Cuda:
     """Kernels of the linear operators that were compiled in."""
     unproven: dict[str, str]
     """Those that do not serve of themselves, and why."""
+    cutlass: Cutlass
     devices: tuple[CudaDevice, ...]
 
 
@@ -160,7 +172,7 @@ def _why_not_on_cuda(index: int, format: str, activation: str) -> str:
 def _cuda() -> Cuda:
     library = native.cuda.load()
     if isinstance(library, native.NativeError):
-        return Cuda(None, str(library), None, None, (), (), {}, ())
+        return Cuda(None, str(library), None, None, (), (), {}, Cutlass(None, str(library)), ())
     devices: tuple[CudaDevice, ...] = ()
     why_not = ""
     try:
@@ -177,8 +189,19 @@ def _cuda() -> Cuda:
         architectures=library.architectures,
         kernels=library.kernels,
         unproven=dict(library.unproven),
+        cutlass=_cutlass(library),
         devices=devices,
     )
+
+
+def _cutlass(library: native.cuda.CudaLibrary) -> Cutlass:
+    if not library.cutlass:
+        return Cutlass(
+            None,
+            "the CUDA kernels were built without CUTLASS: build them again with BITIMPL_CUTLASS=on, or "
+            "beside its headers (CUTLASS_DIR, or the Python package nvidia-cutlass)",
+        )
+    return Cutlass(library.cutlass, library.unproven.get("cutlass", ""))
 
 
 def _cuda_device(library: native.cuda.CudaLibrary, index: int) -> CudaDevice:

@@ -30,15 +30,19 @@ struct BitKernel {
   bool needs_proof = false;
 };
 
+extern const BitKernel kPopcount;  // binary_gemv.cu
+extern const BitKernel kBgmma;  // binary_gemm_sm90a.cu: only with BITIMPL_HAS_SM90A
+extern const BitKernel kBitMma;
 extern const BitKernel kBitAny;
+extern const BitKernel kBitCutlass;  // ../cutlass/bit_kernel.cu
 
-// x as words with counts and scales, from task.source. Scratch: bit_rows_scratch() bytes, aligned to 256.
+// Before a kernel runs: what of BitNeeds it asked for, where the task has memory for it, and the scales of a y of
+// signs as 1. One launch; two where the samples of an image take several blocks. Scratch: bit_rows_scratch() bytes,
+// aligned to 256.
 int64_t bit_rows_scratch(const BitTask& task);
-int prepare_bit_rows(const BitTask& task, Stream stream, void* scratch);
-// w as words, w_counts and tap_sums: each where the task has memory for it.
-int prepare_bit_weight(const BitTask& task, Stream stream);
-// Scales of 1 for a y of signs.
-int begin_signs(const BitTask& task, Stream stream);
+int prepare_bits(const BitTask& task, int needs, Stream stream, void* scratch);
+// Only the scales of a y of signs.
+inline int begin_signs(const BitTask& task, Stream stream) { return prepare_bits(task, 0, stream, nullptr); }
 
 // The kernel that serves the task, or null (choice.h).
 const BitKernel* choose_bits(const BitTask& task, const Device& device, const char** why);

@@ -9,7 +9,15 @@ namespace cuda {
 namespace {
 
 // In the order of preference.
-const BitKernel* const kKernels[] = {&kBitAny};
+const BitKernel* const kKernels[] = {
+#ifdef BITIMPL_HAS_SM90A
+    &kBgmma,
+#endif
+    &kPopcount,
+#ifdef BITIMPL_HAS_CUTLASS
+    &kBitCutlass,
+#endif
+    &kBitMma, &kBitAny};
 
 int32_t words_of(int64_t bits, int64_t multiple) {
   return static_cast<int32_t>((bits + multiple - 1) / multiple * (multiple / 32));
@@ -140,10 +148,7 @@ int run_bits(const BitCall& call, const BitKernel& kernel, const Device& device,
 
   const DeviceGuard current(device.index);
   const int needs = kernel.needs(task, device);
-  int status = BITIMPL_OK;
-  if (task.result.dtype == BITIMPL_SIGNS) status = begin_signs(task, stream);
-  if (status == BITIMPL_OK && (needs & (kNeedsWords | kNeedsCounts))) status = prepare_bit_weight(task, stream);
-  if (status == BITIMPL_OK && (needs & kNeedsRows)) status = prepare_bit_rows(task, stream, scratch);
+  const int status = prepare_bits(task, needs, stream, scratch);
   return status == BITIMPL_OK ? kernel.run(task, device, stream, scratch) : status;
 }
 

@@ -23,6 +23,19 @@ __host__ __device__ __forceinline__ BitUnit bit_unit_at(const BitTask& task, int
   return unit;
 }
 
+// Whether ternary values are better multiplied as planes of bits than as bytes, for a kernel of mma.sync or wgmma to
+// ask in prefers(): four products of bits a column at eight times the rate of bytes, with planes of the weight to be
+// written first (NOTES.md, planes, has the reckoning). Signs: always.
+inline bool planes_pay(const BitTask& task, const Device& device) {
+  constexpr int64_t kTokens = 1024;  // fewer do not repay the planes of the weight
+  constexpr int64_t kSize = 1024;
+  constexpr int kAmpere = 80, kHopper = 90;  // between them, products of bits and of bytes are the same instruction's
+  if (task.form != Form::kPlanes) return true;
+  const int64_t filled = int64_t{task.tap_words} * 32 / kPlaneSections;
+  return device.architecture >= kAmpere && device.architecture < kHopper && task.samples >= kTokens &&
+         task.weight.rows >= kSize && task.weight.cols >= kSize && 4 * filled <= 5 * task.weight.cols;
+}
+
 // A position of y, or a place of a window in x: which may lie outside.
 struct Place {
   int64_t sample;

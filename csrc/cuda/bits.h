@@ -13,6 +13,7 @@
 // another padding_value. Ternary values (form kPlanes, linear layers only) lie as four planes: x as [p, n, ~n, ~p]
 // with p where it is +1 and n where it is -1, w likewise of P and N as [P, N, P, N]. Then
 //     set(x & w) = p P + n N + (set(P) - n P) + (set(N) - p N)    and    dot = set(x & w) - set(w) / 2
+// A kernel prefers them where planes_pay() (bits.cuh) says so.
 #ifndef BITIMPL_CUDA_BITS_H
 #define BITIMPL_CUDA_BITS_H
 

@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "../common/checks.h"
+#include "../cutlass/contraction.h"
 #include "../include/impl_cuda.h"
 
 namespace bitimpl {
@@ -14,11 +15,15 @@ namespace {
 // Every kernel that is compiled in; a name can stand in several tables.
 const char* const kNames[] = {
 #ifdef BITIMPL_HAS_SM90A
-    "wgmma",
+    "wgmma", "bgmma",
 #endif
-    "gemm", "small_batch", "gemv", "float", "any"};
+#ifdef BITIMPL_HAS_CUTLASS
+    "cutlass",
+#endif
+    "bmma", "gemm", "small_batch", "gemv", "popcount", "binary_gemv", "float", "any"};
 
 thread_local const char* selected = nullptr;
+thread_local const char* preferred = nullptr;
 
 // Bits of places in kNames: kernels left out of the choice on each device, kernels that need proof and have it.
 std::atomic<uint64_t> avoided[kMostDevices] = {};
@@ -47,9 +52,23 @@ int place_of(const char* name) {
   return -1;
 }
 
+// The thread's choice of that name; null or "": none.
+int name_kernel(const char* name, const char** choice) {
+  clear_error();
+  if (name == nullptr || name[0] == '\0') {
+    *choice = nullptr;
+    return BITIMPL_OK;
+  }
+  const int place = place_of(name);
+  if (place < 0) return last_status();
+  *choice = kNames[place];
+  return BITIMPL_OK;
+}
+
 }  // namespace
 
 const char* selected_kernel() { return selected; }
+const char* preferred_kernel() { return preferred; }
 
 bool may_choose(const char* name, bool needs_proof, const Device& device) {
   const uint64_t bit = uint64_t{1} << place_of(name);
@@ -82,6 +101,13 @@ int bitimpl_cuda_abi_version(void) { return BITIMPL_CUDA_ABI_VERSION; }
 
 int bitimpl_cuda_toolkit(void) { return toolkit(); }
 const char* bitimpl_cuda_architectures(void) { return architectures(); }
+const char* bitimpl_cuda_cutlass(void) {
+#ifdef BITIMPL_HAS_CUTLASS
+  return cutlass_version();
+#else
+  return "";
+#endif
+}
 
 const char* bitimpl_cuda_kernels(void) {
   static thread_local char names[192];
@@ -92,17 +118,8 @@ const char* bitimpl_cuda_kernels(void) {
   return names;
 }
 
-int bitimpl_cuda_select_kernel(const char* name) {
-  clear_error();
-  if (name == nullptr || name[0] == '\0') {
-    selected = nullptr;
-    return BITIMPL_OK;
-  }
-  const int place = place_of(name);
-  if (place < 0) return last_status();
-  selected = kNames[place];
-  return BITIMPL_OK;
-}
+int bitimpl_cuda_select_kernel(const char* name) { return name_kernel(name, &selected); }
+int bitimpl_cuda_prefer_kernel(const char* name) { return name_kernel(name, &preferred); }
 
 int bitimpl_cuda_avoid(const char* name, int32_t device) {
   clear_error();

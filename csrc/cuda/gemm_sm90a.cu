@@ -80,13 +80,14 @@ bool prefers(const LinearTask& task, const Device& device) {
   return 4 * task.x.rows >= 3 * tokens && 2 * tiles >= device.multiprocessors;
 }
 
-bool quantises(const LinearTask&, const Device&) { return true; }
+bool quantises(const LinearTask& task, const Device&) { return !task.x.prepared; }
+int32_t tile(const LinearTask& task) { return tile_tokens(columns_of(task), task.x.planes); }
 
 // Gives the activations their memory, tile by tile; returns how much it is, whatever the alignment of the
 // codes.
 int64_t divide(LinearTask* task, char* memory) {
   Tokens& x = task->x;
-  x.tile = tile_tokens(columns_of(*task), x.planes);
+  x.tile = tile(*task);
   int64_t used = 0;
   const auto take = [&](int64_t bytes) {
     char* at = memory == nullptr ? nullptr : memory + used;
@@ -103,6 +104,7 @@ int64_t divide(LinearTask* task, char* memory) {
 }
 
 int64_t scratch(const LinearTask& task, const Device&) {
+  if (task.x.prepared) return 0;
   LinearTask copy = task;
   return divide(&copy, nullptr);
 }
@@ -117,9 +119,11 @@ int start(const Job& job, const Device& device, Stream stream) {
 
 int run(const LinearTask& task, const Device& device, Stream stream, void* scratch) {
   Job job = {task, weight_tiles(task.weight), token_tiles(task)};
-  divide(&job.task, static_cast<char*>(scratch));
-  const int prepared = quantize(job.task, stream);
-  if (prepared != BITIMPL_OK) return prepared;
+  if (!task.x.prepared) {
+    divide(&job.task, static_cast<char*>(scratch));
+    const int status = quantize(job.task, stream);
+    if (status != BITIMPL_OK) return status;
+  }
   const bool base3 = task.weight.format == BITIMPL_BASE3;
   const bool two = task.x.planes == 2;
   if (columns_of(task) == kColumns) {
@@ -137,7 +141,7 @@ int run(const LinearTask& task, const Device& device, Stream stream, void* scrat
 
 }  // namespace
 
-const LinearKernel kWgmma = {"wgmma", refuses, prefers, quantises, scratch, run, true};
+const LinearKernel kWgmma = {"wgmma", refuses, prefers, quantises, scratch, run, true, tile};
 
 }  // namespace cuda
 }  // namespace bitimpl

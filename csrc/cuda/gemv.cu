@@ -76,25 +76,8 @@ __device__ __forceinline__ void take_tokens(const LinearTask& task, const Plan& 
     if (threadIdx.x == 0) scales[token] = rule.scale;
     int8_t* const rows[2] = {q + token * planes * row_bytes, q + (token * planes + 1) * row_bytes};
     int32_t* const of_rows[2] = {sums + token * planes * w.segments, sums + (token * planes + 1) * w.segments};
-    quantise_token<kThreads>(w, task.source, plan.token + token, rule, planes, wide, rows, of_rows);
-  }
-}
-
-// Scales and bias of a round's rows, on their way while the block is at work.
-__device__ __forceinline__ void prefetch_scales(const LinearTask& task, int64_t first_row, int32_t rows) {
-  const Weight& w = task.weight;
-  const int32_t size = w.scale_dtype == BITIMPL_F32 ? 4 : 2;
-  for (int32_t i = threadIdx.x; i < rows; i += kThreads) {
-    const int64_t row = first_row + i;
-    if (row >= w.rows) break;
-    for (int32_t component = 0; component < w.components; ++component) {
-      const int64_t at = component * w.scale_component_stride + row * w.scale_row_stride;
-      prefetch(static_cast<const char*>(w.scales) + at * size);
-    }
-    if (task.result.bias != nullptr) {
-      const int32_t bias_size = task.result.bias_dtype == BITIMPL_F32 ? 4 : 2;
-      prefetch(static_cast<const char*>(task.result.bias) + row * bias_size);
-    }
+    quantise_token<kThreads>(w, task.source, plan.token + token, rule, planes, wide, rows, of_rows,
+                             StepsInOrder{w.steps});
   }
 }
 
@@ -164,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemv_kernel(LinearTask task, Plan
     for (int u = 0; u < kAhead; ++u) ring[u] = reader.next(w, plan);
     const int32_t rows = units * plan.span * Digits<FORMAT>::kRows;
     const int64_t first_row = unit * plan.span * Digits<FORMAT>::kRows;
-    prefetch_scales(task, first_row, rows);
+    prefetch_scales<kThreads>(w, task.result.bias, task.result.bias_dtype, first_row, rows);
     if (unit != share) __syncthreads();  // the round before has been read
     for (int32_t i = threadIdx.x; i < units * plan.unit_sums; i += kThreads) totals[i] = 0;
     if (unit == share) take_tokens(task, plan, q, sums, scales, room);
@@ -212,7 +195,7 @@ bool prefers(const LinearTask& task, const Device&) { return task.x.rows * task.
 // Only where the integers are the same however many threads make them.
 bool quantises(const LinearTask& task, const Device&) {
   const int32_t activation = task.source.activation;
-  return (activation == BITIMPL_ACTIVATION_INT8 || activation == BITIMPL_ACTIVATION_INT16) &&
+  return !task.x.prepared && (activation == BITIMPL_ACTIVATION_INT8 || activation == BITIMPL_ACTIVATION_INT16) &&
          task.x.rows * task.x.row_bytes <= kMostQuantised;
 }
 

@@ -19,10 +19,10 @@ namespace emulated {
 
 // Eight bytes in shared memory, as an mbarrier has.
 struct Barrier {
-  uint16_t count;
-  uint16_t pending;
-  int16_t parity;  // of the phase that is not complete yet
-  int16_t bytes;   // awaited
+  uint32_t count : 15;
+  uint32_t pending : 15;
+  uint32_t parity : 1;  // of the phase that is not complete yet
+  int32_t bytes;        // awaited
 
   void settle() {
     if (pending != 0 || bytes != 0) return;
@@ -30,22 +30,29 @@ struct Barrier {
     pending = count;
   }
 };
+static_assert(sizeof(Barrier) == sizeof(uint64_t), "it lies where an mbarrier does");
 
 struct Copy {
   void* to;
   const void* from;
   uint32_t bytes;
   Barrier* barrier;
+  void (*move)(const Copy&);
+  int32_t box[2];  // of a tensor (tensor_map.cuh): its first word and row
 };
 
-// A product of one warp's 16 rows.
+// A product of one warp's 16 rows. a: fragments in registers, or else a_rows: a descriptor, whose rows from
+// first_row on are this warp's.
 struct Product {
   int columns;
   int group;
   bool add;
   uint64_t b;
+  void (*multiply)(const Product&);
   int32_t* d[kWarp];
   const uint32_t* a[kWarp];
+  uint64_t a_rows;
+  int first_row;
 };
 
 struct Warp {
@@ -64,9 +71,18 @@ inline InFlight& in_flight() {
 }
 
 inline void land(const Copy& copy) {
-  memcpy(copy.to, copy.from, copy.bytes);
-  copy.barrier->bytes = static_cast<int16_t>(copy.barrier->bytes - static_cast<int>(copy.bytes));
+  copy.move(copy);
+  copy.barrier->bytes -= static_cast<int32_t>(copy.bytes);
   copy.barrier->settle();
+}
+
+// A copy begins: it lands now, or when somebody waits for it.
+inline void begin(const Copy& copy) {
+  if (emulator::chance()) {
+    in_flight().copies.push_back(copy);
+  } else {
+    land(copy);
+  }
 }
 
 inline void land_all(const Barrier* barrier) {
@@ -81,18 +97,24 @@ inline void land_all(const Barrier* barrier) {
   }
 }
 
-// The four bytes from `depth` on of row `row` of B, as a descriptor of K-major rows has them.
-inline uint32_t word_of_b(uint64_t descriptor, int row, int depth) {
+// The four bytes from `depth` on of row `row` of an operand, as a descriptor of swizzled rows along k says.
+inline uint32_t word_of(uint64_t descriptor, int row, int depth) {
   const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
   const uint32_t eight_rows = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
-  const uint32_t logical = start + row / 8 * eight_rows + row % 8 * 64 + depth;
-  const uint32_t address = logical ^ ((logical >> 7 & 3) << 4);
+  const int narrower = static_cast<int>(descriptor >> 62) - 1;  // swizzles 1, 2, 3: of 128, 64, 32 bytes
+  const uint32_t logical = start + row / 8 * eight_rows + row % 8 * (128 >> narrower) + depth;
+  const uint32_t address = logical ^ ((logical >> 7 & 7 >> narrower) << 4);
   uint32_t word;
   memcpy(&word, static_cast<const char*>(emulator::shared()) + address, sizeof word);
   return word;
 }
 
-inline void multiply(const Product& p) {
+// Element of a row and column of the warp's 16 rows of the result.
+inline int32_t* element_of(const Product& p, int row, int column) {
+  return p.d[row % 8 * 4 + column % 8 / 2] + column / 8 * 4 + row / 8 * 2 + column % 2;
+}
+
+inline void multiply_bytes(const Product& p) {
   for (int row = 0; row < 16; ++row) {
     uint32_t a[8];
     uint32_t any = 0;
@@ -101,10 +123,10 @@ inline void multiply(const Product& p) {
       any |= a[word];
     }
     for (int column = 0; column < p.columns; ++column) {
-      int32_t* d = p.d[row % 8 * 4 + column % 8 / 2] + column / 8 * 4 + row / 8 * 2 + column % 2;
+      int32_t* d = element_of(p, row, column);
       if (!p.add) *d = 0;
       for (int word = 0; any != 0 && word < 8; ++word) {
-        *d = dp4a(a[word], word_of_b(p.b, column, 4 * word), *d);
+        *d = dp4a(a[word], word_of(p.b, column, 4 * word), *d);
       }
     }
   }
@@ -113,12 +135,19 @@ inline void multiply(const Product& p) {
 inline void finish(Warp& warp, int last_group) {
   size_t done = 0;
   for (; done < warp.products.size() && warp.products[done].group <= last_group; ++done) {
-    multiply(warp.products[done]);
+    warp.products[done].multiply(warp.products[done]);
   }
   warp.products.erase(warp.products.begin(), warp.products.begin() + static_cast<ptrdiff_t>(done));
 }
 
 inline Warp& this_warp() { return in_flight().warps[threadIdx.x / kWarp]; }
+
+// A product joins the warp's group: it happens now, or when it is waited for.
+inline void begin(const Product& product) {
+  Warp& warp = this_warp();
+  warp.products.push_back(product);
+  if (!emulator::chance()) finish(warp, warp.group);
+}
 
 }  // namespace emulated
 #endif
@@ -137,8 +166,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
 // By one thread; others use it after show_barriers() of that thread and __syncthreads().
 __device__ __forceinline__ void init_barrier(uint64_t* barrier, uint32_t count) {
 #ifdef BITIMPL_EMULATOR
-  const uint16_t threads = static_cast<uint16_t>(count);
-  *reinterpret_cast<emulated::Barrier*>(barrier) = {threads, threads, 0, 0};
+  *reinterpret_cast<emulated::Barrier*>(barrier) = {count & 0x7fff, count & 0x7fff, 0, 0};
   emulated::in_flight().copies.clear();  // of a block that came to grief
   for (emulated::Warp& warp : emulated::in_flight().warps) warp.products.clear();
 #else
@@ -167,7 +195,7 @@ __device__ __forceinline__ void arrive(uint64_t* barrier) {
 // Arrives and says how many bytes the phase is to wait for.
 __device__ __forceinline__ void arrive_and_expect(uint64_t* barrier, uint32_t bytes) {
 #ifdef BITIMPL_EMULATOR
-  reinterpret_cast<emulated::Barrier*>(barrier)->bytes += static_cast<int16_t>(bytes);
+  reinterpret_cast<emulated::Barrier*>(barrier)->bytes += static_cast<int32_t>(bytes);
   arrive(barrier);
 #else
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
@@ -190,7 +218,7 @@ __device__ __forceinline__ void wait_for_phase(uint64_t* barrier, uint32_t parit
         [](void* const* lanes) {
           Mine* first = static_cast<Mine*>(lanes[0]);
           emulated::land_all(first->barrier);
-          const bool complete = first->barrier->parity != static_cast<int16_t>(first->parity);
+          const bool complete = first->barrier->parity != first->parity;
           for (int i = 0; i < kWarp; ++i) static_cast<Mine*>(lanes[i])->complete = complete;
         },
         &mine);
@@ -212,12 +240,8 @@ __device__ __forceinline__ void wait_for_phase(uint64_t* barrier, uint32_t parit
 __device__ __forceinline__ void copy_bulk(void* to_shared, const void* from, uint32_t bytes,
                                           uint64_t* barrier) {
 #ifdef BITIMPL_EMULATOR
-  const emulated::Copy copy = {to_shared, from, bytes, reinterpret_cast<emulated::Barrier*>(barrier)};
-  if (emulator::chance()) {
-    emulated::in_flight().copies.push_back(copy);
-  } else {
-    emulated::land(copy);
-  }
+  const auto move = [](const emulated::Copy& copy) { memcpy(copy.to, copy.from, copy.bytes); };
+  emulated::begin({to_shared, from, bytes, reinterpret_cast<emulated::Barrier*>(barrier), move, {}});
 #else
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                :
@@ -313,15 +337,15 @@ __device__ __forceinline__ void multiply(int32_t (&d)[COLUMNS / 2], const uint32
   } mine = {d, a, b, add};
   emulator::meet(
       [](void* const* lanes) {
-        emulated::Warp& warp = emulated::this_warp();
         const Mine* first = static_cast<Mine*>(lanes[0]);
-        emulated::Product product = {COLUMNS, warp.group, first->add, first->b, {}, {}};
+        const int group = emulated::this_warp().group;
+        emulated::Product product = {
+            COLUMNS, group, first->add, first->b, emulated::multiply_bytes, {}, {}, 0, 0};
         for (int i = 0; i < kWarp; ++i) {
           product.d[i] = static_cast<Mine*>(lanes[i])->d;
           product.a[i] = static_cast<Mine*>(lanes[i])->a;
         }
-        warp.products.push_back(product);
-        if (!emulator::chance()) emulated::finish(warp, warp.group);
+        emulated::begin(product);
       },
       &mine);
 #else

@@ -22,6 +22,8 @@ struct LinearKernel {
   int (*run)(const LinearTask& task, const Device& device, Stream stream, void* scratch);
   // Whether tests without a GPU cannot execute it: not chosen by itself before bitimpl_cuda_trust names it.
   bool needs_proof = false;
+  // How activations that others prepare for it are to lie (Tokens::tile), by the weight and x.planes; null: rows.
+  int32_t (*tile)(const LinearTask& task) = nullptr;
 };
 
 extern const LinearKernel kGemv;   // gemv.cu
@@ -31,8 +33,16 @@ extern const LinearKernel kSmallBatch;
 extern const LinearKernel kGemm;
 extern const LinearKernel kWgmma;  // gemm_sm90a.cu
 
-// Prepares task.x from task.source (quantize.cu).
+// Of weights as they lie, with one bit each.
+extern const LinearKernel kBinaryGemv;   // binary_bytes.cu
+extern const LinearKernel kBinaryFloat;  // binary_float.cu
+
+// Prepares task.x from task.source, which may be of signs (quantize.cu).
 int quantize(const LinearTask& task, Stream stream);
+
+// Signs of y (`from`, float32 [tokens, rows]), and their scales (signs_of.cu).
+int write_signs(const Result& from, int64_t tokens, int64_t rows, const bitimpl_matrix& to, const bitimpl_signs& signs,
+                Stream stream);
 
 // The codes of `to` (TWO_BIT) of binary ones of the same sizes (spread_bits.cu).
 int spread_bits(const uint8_t* bits, const Weight& to, Stream stream);

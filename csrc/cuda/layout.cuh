@@ -114,6 +114,22 @@ __device__ __forceinline__ float scale_at(const Weight& w, int32_t component, in
   return float_of_f16(static_cast<const uint16_t*>(w.scales)[at]);
 }
 
+// Scales and bias of rows, on their way while the block is at work.
+template <int THREADS>
+__device__ __forceinline__ void prefetch_scales(const Weight& w, const void* bias, int32_t bias_dtype,
+                                                int64_t first_row, int32_t rows) {
+  const int32_t size = w.scale_dtype == BITIMPL_F32 ? 4 : 2;
+  for (int32_t i = threadIdx.x; i < rows; i += THREADS) {
+    const int64_t row = first_row + i;
+    if (row >= w.rows) break;
+    for (int32_t component = 0; component < w.components; ++component) {
+      const int64_t at = component * w.scale_component_stride + row * w.scale_row_stride;
+      prefetch(static_cast<const char*>(w.scales) + at * size);
+    }
+    if (bias != nullptr) prefetch(static_cast<const char*>(bias) + row * (bias_dtype == BITIMPL_F32 ? 4 : 2));
+  }
+}
+
 __device__ __forceinline__ float load_float(const void* from, int32_t dtype, int64_t at) {
   if (dtype == BITIMPL_F32) return static_cast<const float*>(from)[at];
   const uint16_t half = static_cast<const uint16_t*>(from)[at];

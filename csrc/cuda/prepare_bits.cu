@@ -1,141 +1,166 @@
-// Operands of products of bits: activations and weights as words, and how many of their bits are set.
+// Operands of products of bits (bits.h): activations and weights as words with the counts of their bits,
+// scales of samples, and the scales of a y of signs begun. All of it is one grid, whose blocks have one part
+// each; images whose samples take several blocks ask for a second one, which adds up their sums.
 #include "bit_kernels.h"
-#include "bits.cuh"
-#include "block.cuh"
+#include "prepare_bit_pixels.cuh"
+#include "prepare_bit_rows.cuh"
+#include "prepare_bit_weight.cuh"
 
 namespace bitimpl {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
+enum class Layout { kRows, kPixels, kPlanes };  // of the activations
 
-__device__ __forceinline__ int64_t element_of(const BitTask& task, int64_t pixel_of_all) {
-  const Windows& v = task.windows;
-  const int64_t sample = pixel_of_all / v.pixels;
-  int64_t inside = pixel_of_all - sample * v.pixels;
-  int64_t at = sample * task.source.sample_stride;
-#pragma unroll
-  for (int d = 2; d >= 0; --d) {
-    const int64_t before = inside / v.size[d];
-    at += (inside - before * v.size[d]) * task.source.spatial_stride[d];
-    inside = before;
-  }
-  return at;
-}
+struct Preparation {
+  RowShares rows;      // Layout::kRows, kPlanes
+  PixelShares pixels;  // Layout::kPixels
+  WeightShares weight;
+  int64_t x_blocks;
+  int64_t weight_blocks;
+  int64_t begin_blocks;  // where there are no x_blocks to begin signs
+};
 
-__device__ __forceinline__ bool is_set(const BitSource& s, int64_t at) {
-  if (s.dtype == BITIMPL_SIGNS) return static_cast<const uint8_t*>(s.x)[at / 8] >> at % 8 & 1;
-  return load_float(s.x, s.dtype, at) >= 0.0f;
-}
-
-// A warp a pixel of a group: a lane a channel.
-__global__ void __launch_bounds__(kThreads) bit_rows_kernel(BitTask task) {
-  const int64_t own = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  if (own >= task.samples * task.windows.pixels * task.groups) return;
-  const int64_t pixel = own / task.groups;
-  const int64_t group = own - pixel * task.groups;
-  const int64_t from = element_of(task, pixel);
-  uint32_t* to = const_cast<uint32_t*>(task.x) + pixel * task.pixel_words + group * task.tap_words;
-  int32_t* counts = const_cast<int32_t*>(task.x_counts) + own * task.weight.segments;
-  for (int32_t segment = 0; segment < task.weight.segments; ++segment) {
-    BitUnit unit = bit_unit_at(task, segment);
-    const int64_t columns = unit.columns / task.windows.taps;
-    const int64_t channel = group * task.group_channels + segment * task.weight.segment;
-    int32_t set = 0;
-    for (int32_t i = 0; i < unit.words; ++i) {
-      const int64_t column = int64_t{i} * 32 + lane;
-      const bool bit = column < columns && is_set(task.source, from + (channel + column) * task.source.channel_stride);
-      const uint32_t word = ballot(bit);
-      set += count_bits(word);
-      if (lane == 0) to[unit.first_word + i] = word;
+template <Layout LAYOUT>
+__global__ void __launch_bounds__(kPrepareThreads, 2) prepare_bits_kernel(BitTask task, Preparation all) {
+  int64_t block = blockIdx.x;
+  if (block < all.x_blocks) {
+    Magnitudes* room = shared_memory<Magnitudes>();
+    if (LAYOUT == Layout::kRows) prepare_sign_rows(task, all.rows, block, room);
+    if (LAYOUT == Layout::kPlanes) prepare_plane_rows(task, all.rows, block, room);
+    if (LAYOUT == Layout::kPixels) {
+      uint32_t* tile = reinterpret_cast<uint32_t*>(room + kPrepareWarps);
+      if (all.pixels.at_once == 4) {
+        prepare_sign_pixels<4>(task, all.pixels, block, tile, room);
+      } else {
+        prepare_sign_pixels<1>(task, all.pixels, block, tile, room);
+      }
     }
-    if (lane == 0) counts[segment] = set;
-  }
-  // Matrices of tokens are filled up to whole lines.
-  for (int64_t i = task.groups * task.tap_words + lane; group == 0 && i < task.pixel_words; i += kWarp) to[i] = 0;
-}
-
-__global__ void __launch_bounds__(kThreads) bit_scale_kernel(BitTask task) {
-  double* room = shared_memory<double>();
-  const int64_t sample = blockIdx.x;
-  const int64_t channels = task.groups * task.group_channels;
-  const int64_t values = task.windows.pixels * channels;
-  float* scale = const_cast<float*>(task.x_scale);
-  if (task.source.dtype == BITIMPL_SIGNS) {
-    if (threadIdx.x == 0) scale[sample] = task.source.scale[sample];
     return;
   }
-  double sum = 0.0;
-  for (int64_t i = threadIdx.x; i < values; i += kThreads) {
-    const int64_t at = element_of(task, sample * task.windows.pixels + i / channels);
-    sum += fabsf(load_float(task.source.x, task.source.dtype, at + i % channels * task.source.channel_stride));
-  }
-  sum = over_block(sum, room, Add{});
-  // What is not finite makes the sum so: float32 magnitudes do not add up to infinity in float64.
-  if (threadIdx.x == 0) scale[sample] = sum <= 1.7e308 ? static_cast<float>(sum / static_cast<double>(values)) : NAN;
-}
-
-// A thread a row of a component: its words, how many bits are set, and the sums of its taps.
-__global__ void __launch_bounds__(kThreads) bit_weight_kernel(BitTask task, bool copies) {
-  const Weight& w = task.weight;
-  const int64_t own = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (own >= w.components * w.rows) return;
-  const uint8_t* from = w.codes + own * ((w.cols + 7) / 8);
-  uint32_t* to = const_cast<uint32_t*>(task.w) + own * task.row_words;
-  const int64_t component = own / w.rows;
-  for (int64_t i = 0; copies && i < task.row_words; ++i) to[i] = 0;
-  for (int32_t segment = 0; segment < w.segments; ++segment) {
-    const BitUnit unit = bit_unit_at(task, segment);
-    const int64_t columns = unit.columns / task.windows.taps;
-    int32_t set_of_all = 0;
-    for (int32_t tap = 0; tap < task.windows.taps; ++tap) {
-      int32_t set = 0;
-      for (int64_t column = 0; column < columns; ++column) {
-        const int64_t at = tap * columns + segment * w.segment + column;
-        const uint32_t bit = from[at / 8] >> at % 8 & 1;
-        set += static_cast<int32_t>(bit);
-        if (copies) to[int64_t{tap} * task.tap_words + unit.first_word + column / 32] |= bit << column % 32;
-      }
-      if (task.tap_sums != nullptr) {
-        const_cast<int32_t*>(task.tap_sums)[(component * task.windows.taps + tap) * w.rows + own % w.rows] =
-            2 * set - static_cast<int32_t>(columns);
-      }
-      set_of_all += set;
+  block -= all.x_blocks;
+  if (block < all.weight_blocks) {
+    if (LAYOUT == Layout::kPlanes) {
+      prepare_ternary_weight(task, all.weight, block);
+    } else {
+      prepare_binary_weight(task, all.weight, block);
     }
-    if (task.w_counts != nullptr) const_cast<int32_t*>(task.w_counts)[own * w.segments + segment] = set_of_all;
+    return;
   }
+  const int64_t sample = (block - all.weight_blocks) * kPrepareThreads + threadIdx.x;
+  if (sample < task.samples) task.result.signs.y_scale[sample] = 1.0f;
 }
 
-__global__ void __launch_bounds__(kThreads) begin_signs_kernel(BitTask task) {
-  const int64_t own = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (own < task.samples) task.result.signs.y_scale[own] = 1.0f;
+// A warp a sample: its mean from the sums of its parts.
+__global__ void __launch_bounds__(kPrepareThreads) sample_scale_kernel(BitTask task, SampleShares shares) {
+  const int64_t sample = int64_t{blockIdx.x} * kPrepareWarps + threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  if (sample >= task.samples) return;
+  double sum = 0.0;
+  for (int64_t part = lane; part < shares.parts; part += kWarp) sum += shares.sums[sample * shares.parts + part];
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+  const int64_t values = task.windows.pixels * task.groups * task.group_channels;
+  if (lane == 0) const_cast<float*>(task.x_scale)[sample] = mean_of(sum, values);
 }
 
-Grid grid_of(int64_t threads, Stream stream) {
-  return {{static_cast<uint32_t>(ceil_div<int64_t>(threads, kThreads))}, {kThreads}, 0, stream};
+// ---- host ------------------------------------------------------------------------------------------------
+
+Layout layout_of(const BitTask& task) {
+  constexpr int64_t kFewChannels = 8;  // lanes side by side load more of such pixels than of their channels
+  if (task.form == Form::kPlanes) return Layout::kPlanes;
+  if (task.source.dtype == BITIMPL_SIGNS) return Layout::kRows;
+  const bool few = task.windows.pixels > 1 && task.groups * task.group_channels <= kFewChannels;
+  return task.source.channel_stride != 1 || few ? Layout::kPixels : Layout::kRows;
+}
+
+// Segments of a row, or (units a sample or a row of the weight) parts of one segment.
+Units units_of_line(const BitTask& task, int64_t units) {
+  const Weight& w = task.weight;
+  const int32_t sections = task.form == Form::kPlanes ? kPlaneSections : 1;
+  const int32_t words = task.segment_words / sections;
+  if (w.segments == 1) return make_units(units, task.group_channels, task.group_channels, words, words);
+  const int64_t last = w.cols - (w.segments - 1) * w.segment;
+  const int32_t last_words = (task.tap_words - (w.segments - 1) * task.segment_words) / sections;
+  return make_units(w.segments, w.segment, last, words, last_words);
+}
+
+// Of y and x, whether pixels lie at multiples of the innermost stride.
+int32_t is_even(const BitTask& task) {
+  const Windows& v = task.windows;
+  const int64_t* stride = task.source.spatial_stride;
+  return (v.size[1] == 1 || stride[1] == v.size[2] * stride[2]) &&
+         (v.size[0] == 1 || stride[0] == int64_t{v.size[1]} * v.size[2] * stride[2]);
+}
+
+RowShares share_rows(const BitTask& task) {
+  RowShares shares = {{1, 1, is_even(task), nullptr}, units_of_line(task, task.windows.pixels * task.groups)};
+  const Units& u = shares.units;
+  const int64_t pieces = u.count == 1 ? chunks_of_item(u) : items_of(u);
+  while (shares.samples.team < kPrepareWarps && shares.samples.team < pieces) shares.samples.team *= 2;
+  if (task.windows.pixels > 1) shares.samples.parts = ceil_div<int64_t>(pieces, kPrepareWarps);
+  return shares;
+}
+
+PixelShares share_pixels(const BitTask& task) {
+  constexpr int64_t kManyPixels = 512;
+  constexpr int kLoad = 4;
+  PixelShares shares = {{1, kPrepareWarps, is_even(task), nullptr}, 1, 1, 1};
+  const BitSource& s = task.source;
+  const int64_t pixels = task.windows.pixels;
+  const bool loads_four = shares.samples.even && s.spatial_stride[2] == 1 && pixels % kLoad == 0 &&
+                          pixels >= kManyPixels && s.sample_stride % kLoad == 0 && s.channel_stride % kLoad == 0 &&
+                          reinterpret_cast<uintptr_t>(s.x) % (s.dtype == BITIMPL_F32 ? 16 : 8) == 0;
+  if (loads_four) shares.at_once = kLoad;
+  shares.groups = most(kPrepareWarps / task.tap_words, 1);
+  shares.group_blocks = ceil_div<int64_t>(task.groups, shares.groups);
+  shares.samples.parts = ceil_div<int64_t>(pixels, kWarp * shares.at_once) * shares.group_blocks;
+  return shares;
 }
 
 }  // namespace
 
-int64_t bit_rows_scratch(const BitTask&) { return 0; }
-
-int prepare_bit_rows(const BitTask& task, Stream stream, void*) {
-  const Grid samples = {{static_cast<uint32_t>(task.samples)}, {kThreads}, kWarps * sizeof(double), stream};
-  const int status = launch(bit_scale_kernel, samples, task);
-  if (status != BITIMPL_OK) return status;
-  return launch(bit_rows_kernel, grid_of(task.samples * task.windows.pixels * task.groups * kWarp, stream), task);
+// Of either layout of an image: sizes alone are known when memory is asked for.
+int64_t bit_rows_scratch(const BitTask& task) {
+  BitTask first = task;
+  first.source = {};
+  const int64_t parts = most(share_pixels(first).samples.parts, share_rows(first).samples.parts);
+  return parts > 1 ? task.samples * parts * static_cast<int64_t>(sizeof(double)) : 0;
 }
 
-int prepare_bit_weight(const BitTask& task, Stream stream) {
-  const bool copies = task.w != nullptr && reinterpret_cast<const uint8_t*>(task.w) != task.weight.codes;
-  if (!copies && task.w_counts == nullptr) return BITIMPL_OK;
-  return launch(bit_weight_kernel, grid_of(int64_t{task.weight.components} * task.weight.rows, stream), task, copies);
-}
-
-int begin_signs(const BitTask& task, Stream stream) {
-  return launch(begin_signs_kernel, grid_of(task.samples, stream), task);
+int prepare_bits(const BitTask& task, int needs, Stream stream, void* scratch) {
+  const Weight& w = task.weight;
+  const Layout layout = layout_of(task);
+  Preparation all = {};
+  SampleShares& samples = layout == Layout::kPixels ? all.pixels.samples : all.rows.samples;
+  size_t shared_bytes = 2 * kPrepareWarps * sizeof(Magnitudes);
+  if (needs & kNeedsRows) {
+    if (layout == Layout::kPixels) {
+      all.pixels = share_pixels(task);
+      shared_bytes += kWarp * all.pixels.at_once * kTileStride * sizeof(uint32_t);
+    } else {
+      all.rows = share_rows(task);
+    }
+    samples.sums = static_cast<double*>(scratch);
+    all.x_blocks = ceil_div<int64_t>(task.samples * samples.parts, kPrepareWarps / samples.team);
+  } else if (task.result.dtype == BITIMPL_SIGNS) {
+    all.begin_blocks = ceil_div<int64_t>(task.samples, kPrepareThreads);
+  }
+  const bool copies = task.w != nullptr && reinterpret_cast<const uint8_t*>(task.w) != w.codes;
+  if ((needs & (kNeedsWords | kNeedsCounts)) && (copies || task.w_counts != nullptr)) {
+    const int64_t rows = task.form == Form::kPlanes ? w.groups : w.rows;
+    all.weight = {units_of_line(task, task.windows.taps), copies};
+    all.weight_blocks = ceil_div<int64_t>(w.components * rows, kPrepareWarps);
+  }
+  const int64_t blocks = all.x_blocks + all.weight_blocks + all.begin_blocks;
+  if (blocks == 0) return BITIMPL_OK;
+  const Grid grid = {{static_cast<uint32_t>(blocks)}, {kPrepareThreads}, shared_bytes, stream};
+  const auto kernel = layout == Layout::kRows     ? prepare_bits_kernel<Layout::kRows>
+                      : layout == Layout::kPixels ? prepare_bits_kernel<Layout::kPixels>
+                                                  : prepare_bits_kernel<Layout::kPlanes>;
+  const int status = launch(kernel, grid, task, all);
+  if (status != BITIMPL_OK || samples.parts <= 1 || task.source.dtype == BITIMPL_SIGNS) return status;
+  const uint32_t scale_blocks = static_cast<uint32_t>(ceil_div<int64_t>(task.samples, kPrepareWarps));
+  return launch(sample_scale_kernel, Grid{{scale_blocks}, {kPrepareThreads}, 0, stream}, task, samples);
 }
 
 }  // namespace cuda

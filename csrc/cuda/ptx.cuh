@@ -31,6 +31,21 @@ __device__ __forceinline__ int32_t dp4a(uint32_t a, uint32_t b, int32_t sum) {
 #endif
 }
 
+// The same with signed bytes on both sides.
+__device__ __forceinline__ int32_t dp4a_signed(uint32_t a, uint32_t b, int32_t sum) {
+#ifdef BITIMPL_EMULATOR
+  uint32_t total = static_cast<uint32_t>(sum);
+  for (int i = 0; i < 32; i += 8) {
+    total += static_cast<uint32_t>(static_cast<int8_t>(a >> i & 0xff) * static_cast<int8_t>(b >> i & 0xff));
+  }
+  return static_cast<int32_t>(total);
+#else
+  int32_t d;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
+  return d;
+#endif
+}
+
 // Bits of a word that are set.
 __device__ __forceinline__ int32_t count_bits(uint32_t word) {
 #ifdef BITIMPL_EMULATOR
@@ -87,6 +102,18 @@ __device__ __forceinline__ float float_of_bits(uint32_t bits) {
   return float_from_bits(bits);
 #else
   return __uint_as_float(bits);
+#endif
+}
+
+// The double whose upper and lower 32 bits these are.
+__device__ __forceinline__ double double_of_words(uint32_t high, uint32_t low) {
+#ifdef BITIMPL_EMULATOR
+  const uint64_t bits = static_cast<uint64_t>(high) << 32 | low;
+  double x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+#else
+  return __hiloint2double(static_cast<int>(high), static_cast<int>(low));
 #endif
 }
 
@@ -180,6 +207,23 @@ __device__ __forceinline__ void copy_async(void* to_shared, const void* from, in
 #else
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(to_shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid) : "memory");
+#endif
+}
+
+// The same of BYTES bytes, 4, 8 or 16: all of them, or (not `valid`) zeros.
+template <int BYTES>
+__device__ __forceinline__ void copy_async_of(void* to_shared, const void* from, bool valid) {
+#ifdef BITIMPL_EMULATOR
+  emulator::copy_later(to_shared, from, valid ? BYTES : 0, BYTES);
+#else
+  if constexpr (BYTES == 16) {
+    copy_async(to_shared, from, valid ? BYTES : 0);
+  } else {
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(to_shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES),
+                 "r"(valid ? BYTES : 0)
+                 : "memory");
+  }
 #endif
 }
 
@@ -278,6 +322,32 @@ __device__ __forceinline__ uint32_t ballot(bool yes) {
 #endif
 }
 
+// Four matrices of 8 rows of 16 bytes from shared memory: `row` of lane 8i + j is row j of matrix i, and word
+// lane % 4 of row lane / 4 of matrix i becomes to[i].
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const uint32_t* row) {
+#ifdef BITIMPL_EMULATOR
+  struct Mine {
+    uint32_t* to;
+    const uint32_t* row;
+  } mine = {to, row};
+  emulator::meet(
+      [](void* const* lanes) {
+        for (int lane = 0; lane < kWarp; ++lane) {
+          for (int i = 0; i < 4; ++i) {
+            static_cast<Mine*>(lanes[lane])->to[i] = static_cast<Mine*>(lanes[8 * i + lane / 4])->row[lane % 4];
+          }
+        }
+      },
+      &mine);
+#else
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
+               : "memory");
+#endif
+}
+
 // ---- matrix products ----------------------------------------------------------------------------------
 
 // d [16, 8] += a [16, 32] of unsigned bytes times b [32, 8] of signed ones, modulo 2^32. With g = lane / 4 and
@@ -311,6 +381,41 @@ __device__ __forceinline__ void mma_16x8x32(int32_t (&d)[4], const uint32_t (&a)
 #else
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// d [16, 8] += set bits of a [16, 256] & b [256, 8], bits of a word at ascending columns of a, rows of b:
+//   a[0] row g,     bits 32t ..     a[2] row g,     bits 128 + 32t ..    b[0] bits 32t ..,       column g
+//   a[1] row g + 8, bits 32t ..     a[3] row g + 8, bits 128 + 32t ..    b[1] bits 128 + 32t .., column g
+// and d as above.
+__device__ __forceinline__ void mma_16x8x256(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#ifdef BITIMPL_EMULATOR
+  struct Mine {
+    int32_t* d;
+    const uint32_t* a;
+    const uint32_t* b;
+  } mine = {d, a, b};
+  emulator::meet(
+      [](void* const* lanes) {
+        for (int i = 0; i < kWarp; ++i) {
+          const Mine* to = static_cast<Mine*>(lanes[i]);
+          for (int e = 0; e < 4; ++e) {
+            const int row = i / 4 + e / 2 * 8;
+            const int col = i % 4 * 2 + e % 2;
+            for (int word = 0; word < 8; ++word) {
+              const uint32_t a1 = static_cast<Mine*>(lanes[row % 8 * 4 + word % 4])->a[row / 8 + word / 4 * 2];
+              const uint32_t b1 = static_cast<Mine*>(lanes[col * 4 + word % 4])->b[word / 4];
+              to->d[e] += count_bits(a1 & b1);
+            }
+          }
+        }
+      },
+      &mine);
+#else
+  asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

@@ -1,4 +1,4 @@
-// Activations as integers (impl.h, Arithmetic): a block a token.
+// Activations as integers (impl.h, Arithmetic): a block a token. Floats by their rule, signs that came as bits.
 #include "kernels.h"
 #include "quantize.cuh"
 
@@ -46,6 +46,10 @@ __device__ Rule rule_of(const Source& s, int64_t cols, int64_t token, bool wide,
   return rule;
 }
 
+__device__ __forceinline__ StepsOfTokens place_in(const Tokens& x, const Weight& w, int64_t token) {
+  return {w.steps, x.tile, x.tile == 0 ? 0 : static_cast<int32_t>(token % x.tile)};
+}
+
 __global__ void __launch_bounds__(kThreads) quantize_kernel(LinearTask task) {
   const Weight& w = task.weight;
   const Tokens& x = task.x;
@@ -63,13 +67,45 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(LinearTask task) {
   const Rule rule = rule_of(task.source, w.cols, token, wide, shared_memory<void*>());
   if (threadIdx.x == 0) const_cast<float*>(x.scale)[token] = rule.scale;
   __syncthreads();
-  quantise_token<kThreads>(w, task.source, token, rule, x.planes, wide, q, sums, x.tile);
+  quantise_token<kThreads>(w, task.source, token, rule, x.planes, wide, q, sums, place_in(x, w, token));
+}
+
+// Signs that came as bits: a thread four columns of a step.
+__global__ void __launch_bounds__(kThreads) bytes_of_signs_kernel(LinearTask task) {
+  constexpr int kLanesAStep = kStep / 4;
+  const Weight& w = task.weight;
+  const Tokens& x = task.x;
+  const int64_t token = blockIdx.x;
+  const uint8_t* from = static_cast<const uint8_t*>(task.source.x) + token * task.source.row_stride / 8;
+  int8_t* q = const_cast<int8_t*>(x.q[0]) + (x.tile == 0 ? token : token / x.tile * x.tile) * x.row_bytes;
+  int32_t* sums = const_cast<int32_t*>(x.sums[0]) + token * w.segments;
+  if (threadIdx.x == 0) const_cast<float*>(x.scale)[token] = task.source.scale[token];
+  for (int32_t segment = threadIdx.x; segment < w.segments; segment += kThreads) sums[segment] = 0;
+  __syncthreads();
+  const int32_t column = threadIdx.x % kLanesAStep * 4;
+  const StepsOfTokens place = place_in(x, w, token);
+  // Whole warps: what is past the end has no columns.
+  for (int32_t first = threadIdx.x / kWarp * (kWarp / kLanesAStep); first < w.steps; first += kThreads / kLanesAStep) {
+    const int32_t i = first + threadIdx.x % kWarp / kLanesAStep;
+    const Step step = step_at(w, least(i, w.steps - 1));
+    const int32_t valid = i < w.steps ? most(least(step.columns - column, 4), 0) : 0;
+    uint32_t bits = 0;
+    if (valid > 0) bits = from[(step.first + column) / 8] >> column % 8 & ((1u << valid) - 1);
+    const uint32_t ones = bits * 0x00204081u & 0x01010101u;  // a byte a bit
+    const uint32_t exist = ((1u << valid) - 1) * 0x00204081u & 0x01010101u;
+    int32_t total = 2 * count_bits(bits) - valid;
+    for (int mask = 1; mask < kLanesAStep; mask *= 2) total += shuffle_xor(total, mask);
+    // 1 where the bit is set, 255 (-1) where it is not, 0 where there is no column.
+    place(q, i, column, exist * 255 - ones * 254);
+    if (i < w.steps && column == 0) add_atomically(sums + step.segment, total);
+  }
 }
 
 }  // namespace
 
 int quantize(const LinearTask& task, Stream stream) {
   const Grid grid = {{static_cast<uint32_t>(task.x.rows)}, {kThreads}, kThreads / kWarp * sizeof(double), stream};
+  if (task.source.dtype == BITIMPL_SIGNS) return launch(bytes_of_signs_kernel, grid, task);
   return launch(quantize_kernel, grid, task);
 }
 

@@ -115,12 +115,34 @@ __device__ __forceinline__ uint32_t largest_of_share(const Source& s, int64_t co
   return largest;
 }
 
-// One token of the source as integers, by the whole block. q: the token's row of each plane (Tokens), or its tile's
-// first; sums: its segments, which hold 0 and are seen by the block.
-template <int THREADS>
+// Where quantised columns go: a word of four, of a step, by all lanes of a warp together. Steps past the last are not
+// to be written.
+struct StepsInOrder {
+  int32_t steps;
+  __device__ __forceinline__ void operator()(int8_t* row, int32_t step, int32_t column, uint32_t word) const {
+    if (step < steps) *reinterpret_cast<uint32_t*>(row + int64_t{step} * kStep + column) = word;
+  }
+};
+
+// As Tokens says: rows of steps, or tiles of rows, of which `row` is the first.
+struct StepsOfTokens {
+  int32_t steps;
+  int32_t tile;
+  int32_t in_tile;
+  __device__ __forceinline__ void operator()(int8_t* row, int32_t step, int32_t column, uint32_t word) const {
+    if (step >= steps) return;
+    const int64_t at =
+        tile == 0 ? int64_t{step} * kStep + column : wgmma::place_of(tile, steps, in_tile, step, column);
+    *reinterpret_cast<uint32_t*>(row + at) = word;
+  }
+};
+
+// One token of the source as integers, by the whole block. q: what `put` takes for each plane; sums: the token's
+// segments, which hold 0 and are seen by the block.
+template <int THREADS, class Put>
 __device__ __forceinline__ void quantise_token(const Weight& w, const Source& s, int64_t token, const Rule& rule,
                                                int planes, bool wide, int8_t* const (&q)[2],
-                                               int32_t* const (&sums)[2], int32_t tile = 0) {
+                                               int32_t* const (&sums)[2], Put put) {
   constexpr int kLanesAStep = kStep / 4;
   constexpr int kStepsAWarp = kWarp / kLanesAStep;
   constexpr int kStepsABlock = THREADS / kLanesAStep;
@@ -158,11 +180,8 @@ __device__ __forceinline__ void quantise_token(const Weight& w, const Source& s,
       for (int plane = 0; plane < 2; ++plane) {
         if (plane == planes) break;
         for (int mask = 1; mask < kLanesAStep; mask *= 2) totals[plane] += shuffle_xor(totals[plane], mask);
-        if (i >= w.steps) continue;
-        const int64_t at = tile == 0 ? int64_t{i} * kStep + column
-                                     : wgmma::place_of(tile, w.steps, token % tile, i, column);
-        *reinterpret_cast<uint32_t*>(q[plane] + at) = words[plane];
-        if (column == 0) add_atomically(sums[plane] + segment[u], totals[plane]);
+        put(q[plane], i, column, words[plane]);
+        if (i < w.steps && column == 0) add_atomically(sums[plane] + segment[u], totals[plane]);
       }
     }
   }

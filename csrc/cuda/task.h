@@ -12,7 +12,7 @@ namespace cuda {
 constexpr int kStep = 64;        // columns of a step
 constexpr int kBlockGroups = 4;  // row groups of a full row block
 
-// A packed weight of format TWO_BIT or BASE3 (impl.h, layout V1).
+// A packed weight (impl.h, layout V1). Of BINARY, whose rows lie one by one, per_byte and groups mean nothing.
 struct Weight {
   const uint8_t* codes;
   const void* scales;
@@ -40,6 +40,7 @@ struct Tokens {
   int64_t rows;
   int64_t row_bytes;  // 64 * steps
   int32_t tile;       // 0; else so many rows lie together, step by step, as wgmma_layout.h says
+  bool prepared;      // q, scale and sums are there: there is no source to read
   const int8_t* q[2];
   const float* scale;      // [rows], NaN where the row is not finite
   const int32_t* sums[2];  // of the plane's q, [rows, segments]
@@ -49,8 +50,9 @@ struct Tokens {
 struct Source {
   const void* x;
   int64_t row_stride;
-  int32_t dtype;
+  int32_t dtype;       // BITIMPL_SIGNS: signs, row_stride in bits
   int32_t activation;  // bitimpl_activation
+  const float* scale = nullptr;  // [rows], of signs
 };
 
 struct Result {

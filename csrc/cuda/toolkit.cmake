@@ -17,10 +17,9 @@ function(bitimpl_find_python result)
   endif()
 endfunction()
 
-# Folders of site-packages that hold the toolkit of the package nvidia-cuda-nvcc (nvidia/cu13/bin, or
-# nvidia/cuda_nvcc/bin of CUDA 12). A build in an environment of its own hides the packages around it from
-# sys.path, not from sysconfig.
-function(bitimpl_find_package_nvcc result)
+# Folders that Python packages are installed in. A build in an environment of its own hides the packages around it
+# from sys.path, not from sysconfig.
+function(bitimpl_python_packages result)
   set(${result} "" PARENT_SCOPE)
   bitimpl_find_python(python)
   if(NOT python)
@@ -31,9 +30,15 @@ function(bitimpl_find_package_nvcc result)
 paths = [sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), *sys.path]
 print(';'.join(dict.fromkeys(path for path in paths if path)))"
     OUTPUT_VARIABLE paths OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
-  if(failed)
-    return()
+  if(NOT failed)
+    set(${result} "${paths}" PARENT_SCOPE)
   endif()
+endfunction()
+
+# nvcc of the Python package nvidia-cuda-nvcc (nvidia/cu13/bin, or nvidia/cuda_nvcc/bin of CUDA 12), or nothing.
+function(bitimpl_find_package_nvcc result)
+  set(${result} "" PARENT_SCOPE)
+  bitimpl_python_packages(paths)
   foreach(path IN LISTS paths)
     file(GLOB found "${path}/nvidia/cu[0-9]*/bin/nvcc" "${path}/nvidia/cuda_nvcc/bin/nvcc")
     if(found)

@@ -28,6 +28,7 @@ struct Copy {
   void* to;
   const void* from;
   int valid;  // below 0: the end of a group
+  int bytes;
 };
 
 struct Thread {
@@ -210,15 +211,16 @@ void give_way() {
   m.rank[thread / kWarp] = kMostRank + draw(kMostRank);  // behind all that have not done so
 }
 
-void copy_later(void* to, const void* from, int valid) {
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || (valid > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0)) {
-    snprintf(m.fault, sizeof m.fault, "an asynchronous copy from %p to %p: both must lie on 16 bytes", from, to);
+void copy_later(void* to, const void* from, int valid, int bytes) {
+  const uintptr_t size = static_cast<uintptr_t>(bytes);
+  if (reinterpret_cast<uintptr_t>(to) % size != 0 || (valid > 0 && reinterpret_cast<uintptr_t>(from) % size != 0)) {
+    snprintf(m.fault, sizeof m.fault, "an asynchronous copy from %p to %p: both must lie on %d bytes", from, to, bytes);
     return;
   }
-  m.running->copies.push_back({to, from, valid});
+  m.running->copies.push_back({to, from, valid, bytes});
 }
 
-void end_group() { m.running->copies.push_back({nullptr, nullptr, -1}); }
+void end_group() { m.running->copies.push_back({nullptr, nullptr, -1, 0}); }
 
 void wait_for_groups(int but) {
   std::vector<Copy>& copies = m.running->copies;
@@ -234,7 +236,7 @@ void wait_for_groups(int but) {
     if (copy.valid < 0) continue;
     char bytes[16] = {};
     memcpy(bytes, copy.from, static_cast<size_t>(copy.valid));
-    memcpy(copy.to, bytes, sizeof bytes);
+    memcpy(copy.to, bytes, static_cast<size_t>(copy.bytes));
   }
   copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(end));
 }

@@ -20,6 +20,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct uint2 { uint32_t x, y; };
 struct uint3 { uint32_t x, y, z; };
@@ -69,9 +70,9 @@ void give_way();
 // Whether what may happen now or later happens later: by the seed.
 bool chance();
 
-// A copy of 16 bytes, of which `valid` come from `from` and the rest are zero, that happens when it is
-// waited for.
-void copy_later(void* to, const void* from, int valid);
+// A copy of 4, 8 or 16 bytes, of which `valid` come from `from` and the rest are zero, that happens when it
+// is waited for.
+void copy_later(void* to, const void* from, int valid, int bytes = 16);
 void end_group();
 void wait_for_groups(int but);  // all but the last so many
 

@@ -33,6 +33,9 @@ int bitimpl_cuda_abi_version(void);
  * separated ("80,86,89,90a"; "emulated" where it runs on the host). */
 int bitimpl_cuda_toolkit(void);
 const char* bitimpl_cuda_architectures(void);
+/* Version of the CUTLASS that the kernel "cutlass" was built with, such as "4.2.0"; "" where it was not built,
+ * "emulated" where it runs on the host. */
+const char* bitimpl_cuda_cutlass(void);
 
 typedef struct bitimpl_cuda_device {
   int32_t architecture; /* 10 * major + minor */
@@ -44,18 +47,23 @@ typedef struct bitimpl_cuda_device {
 int bitimpl_cuda_devices(void);
 int bitimpl_cuda_describe(int32_t device, bitimpl_cuda_device* out);
 
-/* Kernels of the linear operators compiled in, comma separated: of "gemv" (few tokens), "small_batch",
- * "gemm" (mma.sync, any architecture), "wgmma" (sm_90a), "float" (activations as they are), "any" (every
- * shape, no speed promised). */
+/* Kernels compiled in, comma separated: of "gemv" (few tokens), "popcount" and "binary_gemv" (few tokens of binary
+ * weights: signs, integers), "small_batch", "gemm" and "bmma" (mma.sync of bytes and of bits, any architecture),
+ * "wgmma" and "bgmma" (sm_90a: products of bytes and of bits), "float" (activations as they are), "cutlass"
+ * (products of signs by CUTLASS, where that was there to build with), "any" (every shape, no speed promised). */
 const char* bitimpl_cuda_kernels(void);
 /* Choose by name for this thread's calls; NULL or "": the library's own choice. A call the chosen kernel
  * cannot serve fails with BITIMPL_UNSUPPORTED. For tests and measurements. */
 int bitimpl_cuda_select_kernel(const char* name);
+/* Try a kernel first for this thread's calls: where it may not serve (it was left out, or is not trusted) or cannot,
+ * the library's own choice does, as for NULL or "". A kernel chosen by name comes before. */
+int bitimpl_cuda_prefer_kernel(const char* name);
 /* Leave a kernel out of the library's own choice on a device, in the whole process and for good: one that
  * a check has found wrong there. Chosen by name it still runs. */
 int bitimpl_cuda_avoid(const char* kernel, int32_t device);
 /* Let the library choose by itself, in the whole process and for good, a kernel that tests without a GPU cannot
- * execute: "wgmma", once a GPU has run it against the reference. Chosen by name it runs without. */
+ * execute: "wgmma", "bgmma" or "cutlass", once a GPU has run it against the reference. Chosen by name it runs
+ * without. */
 int bitimpl_cuda_trust(const char* kernel);
 /* What served this thread's last operator call, such as "ternary_linear/base3/int8/gemv/sm_90". */
 const char* bitimpl_cuda_last_kernel(void);
@@ -67,7 +75,8 @@ int64_t bitimpl_cuda_linear_workspace(const bitimpl_weight* weight, int64_t rows
                                       int32_t device);
 /* bitimpl_linear of impl.h: every format and activation, any number of components. */
 int bitimpl_cuda_linear(const bitimpl_linear_call* call, int32_t device, void* stream);
-/* bitimpl_linear_signs of impl.h, with a workspace of its own. */
+/* bitimpl_linear_signs of impl.h, every format and activation, with a workspace of its own, which serves
+ * whatever x and y are of. */
 int64_t bitimpl_cuda_linear_signs_workspace(const bitimpl_weight* weight, int64_t rows, int32_t activation,
                                             int32_t device);
 int bitimpl_cuda_linear_signs(const bitimpl_linear_call* call, const bitimpl_signs* signs, int32_t device,
@@ -88,7 +97,11 @@ typedef struct bitimpl_cuda_conv_call {
   int64_t workspace_bytes;
 } bitimpl_cuda_conv_call;
 
-/* Bytes of workspace, any alignment, or -1; pointers to data, signs and workspace are not looked at. */
+/* Bytes of workspace, any alignment, or -1; pointers to data, signs and workspace are not looked at. Convolutions
+ * whose windows are gathered for the linear kernels ("gather+gemm" and its like in bitimpl_cuda_last_kernel) do that
+ * in chunks, as large as the workspace a call is given holds: they work with less than this, and fail only where
+ * it does not hold 16 positions of y. By the names of the linear kernels ("wgmma", "gemm", "small_batch", "gemv")
+ * bitimpl_cuda_select_kernel chooses those, by "any" a kernel that goes without. */
 int64_t bitimpl_cuda_conv_workspace(const bitimpl_cuda_conv_call* call, int32_t device);
 int bitimpl_cuda_conv(const bitimpl_cuda_conv_call* call, int32_t device, void* stream);
 
@@ -105,6 +118,33 @@ int bitimpl_cuda_dequantize(const bitimpl_weight* weight, int64_t row_begin, int
 
 /* q: int8 [x.rows, x.cols] contiguous; scale: float32 [x.rows]. */
 int bitimpl_cuda_quantize_int8(const bitimpl_matrix* x, int8_t* q, float* scale, int32_t device, void* stream);
+
+/* Where the scales of signs come from. Means are summed in float64, in an order that the size of x alone decides, and
+ * rounded once to float32. */
+typedef enum bitimpl_cuda_sign_scale {
+  BITIMPL_SIGN_SCALE_GIVEN = 0, /* `given`, or 1 where that is null */
+  BITIMPL_SIGN_SCALE_TOKEN = 1, /* mean |x| of the row */
+  BITIMPL_SIGN_SCALE_TENSOR = 2 /* mean |x| of all rows, the same for each */
+} bitimpl_cuda_sign_scale;
+
+/* Floats into signs and their scales, as bitimpl_cuda_linear_signs takes them: bit 1 where x + bias >= 0, in float32.
+ * What is not finite has no sign: a NaN or infinity in x or in x + bias makes the scale of its row (TENSOR: of every
+ * row) NaN, and the bits of that row mean nothing. */
+typedef struct bitimpl_cuda_binarize_call {
+  bitimpl_matrix x;    /* [rows, cols], float32, float16 or bfloat16 */
+  const void* bias;    /* [cols], null: none; it is added before the sign, not to mean |x| */
+  int32_t bias_dtype;  /* bitimpl_dtype */
+  int32_t rule;        /* bitimpl_cuda_sign_scale */
+  const float* given;  /* [1], on the device */
+  bitimpl_matrix signs; /* out: [rows, cols] of BITIMPL_SIGNS */
+  float* scale;        /* out: [rows] */
+  void* workspace;
+  int64_t workspace_bytes;
+} bitimpl_cuda_binarize_call;
+
+/* Bytes of workspace, any alignment (0 but for TENSOR), or -1. */
+int64_t bitimpl_cuda_binarize_workspace(int64_t rows, int32_t rule);
+int bitimpl_cuda_binarize(const bitimpl_cuda_binarize_call* call, int32_t device, void* stream);
 
 /* ---- training ----------------------------------------------------------------------------- */
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from kernel_library import REPOSITORY
 
 SOURCES = REPOSITORY / "csrc" / "cuda"
+CUTLASS_SOURCES = REPOSITORY / "csrc" / "cutlass"
 ARCHITECTURE = "sm_90a"
+#: What CUTLASS calls every kernel.
+CUTLASS_KERNEL = "cutlass::Kernel"
 TOOLS = "pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
 
 _FUNCTION = re.compile(r"\s*Function : (\S+)")
@@ -36,6 +39,8 @@ class Kernel:
         while (length := re.match(r"\d+", rest)) is not None:
             begin = length.end()
             part, rest = rest[begin : begin + int(length[0])], rest[begin + int(length[0]) :]
+        if self.symbol.startswith("_ZN7cutlass6Kernel"):
+            return CUTLASS_KERNEL
         assert part.endswith("_kernel"), f"{self.symbol} is no kernel's name: end it with _kernel"
         return part
 
@@ -59,20 +64,37 @@ def cuobjdump() -> tuple[str, str]:
     return found, path
 
 
+def cutlass_headers() -> Path | None:
+    """The headers of CUTLASS, where the build looks for them; None where they are not."""
+    named = os.environ.get("CUTLASS_DIR")
+    packages = Path(sysconfig.get_path("purelib"), "cutlass_library", "source", "include")
+    places = [Path(named, "include"), Path(named)] if named else [packages]
+    return next((place for place in places if (place / "cutlass" / "cutlass.h").is_file()), None)
+
+
+def compile_cutlass(compiler: str, directory: Path, headers: Path, number: str) -> list[Path]:
+    """The sources of csrc/cutlass for architecture ``number`` ("80", "90a")."""
+    sources = sorted(CUTLASS_SOURCES.glob("*.cu"))
+    return _compile(compiler, directory, sources, number, "-isystem", str(headers))
+
+
 def compile_sources(compiler: str, directory: Path) -> list[Path]:
     """Each source of csrc/cuda for sm_90a alone, as the build does, to a file of machine code."""
+    sources = [source for source in sorted(SOURCES.glob("*.cu")) if "__global__" in source.read_text()]
+    return _compile(compiler, directory, sources, ARCHITECTURE.removeprefix("sm_"))
 
+
+def _compile(compiler: str, directory: Path, sources: list[Path], number: str, *options: str) -> list[Path]:
     def compile_one(source: Path) -> Path:
         out = directory / f"{source.stem}.cubin"
         command = [
-            compiler, "-std=c++17", "-O3", "-fmad=false", "-gencode=arch=compute_90a,code=sm_90a",
-            '-DBITIMPL_CUDA_ARCHITECTURES="90a"', "-cubin", str(source), "-o", str(out),
+            compiler, "-std=c++17", "-O3", "-fmad=false", f"-gencode=arch=compute_{number},code=sm_{number}",
+            f'-DBITIMPL_CUDA_ARCHITECTURES="{number}"', *options, "-cubin", str(source), "-o", str(out),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
         return out
 
-    sources = [source for source in sorted(SOURCES.glob("*.cu")) if "__global__" in source.read_text()]
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(compile_one, sources))
 

@@ -1,5 +1,5 @@
-"""Convolutions, and linear layers from and to signs, as calls that the CPU's library and the CUDA library take
-alike.
+"""Convolutions, and linear layers from and to signs, as calls that the CPU's library and the CUDA library
+take alike.
 
 Both give the same bits for integer activations, so the one that is tested elsewhere is the reference.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 import zlib
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass
@@ -17,7 +18,18 @@ from conv_cases import CHANNELS_FIRST, CHANNELS_LAST, ConvCase
 from cuda_library import CudaLibrary
 from descriptors import SIGNS, Conv, ConvCall, Image, SignsData
 from kernel_cases import Case, Layout, weight_of
-from kernel_library import BINARY, F32, OK, SIGN, TERNARY, Guarded, Library, LinearCall, Matrix
+from kernel_library import (
+    BINARY,
+    F32,
+    INVALID_ARGUMENT,
+    OK,
+    SIGN,
+    TERNARY,
+    Guarded,
+    Library,
+    LinearCall,
+    Matrix,
+)
 from kernel_reference import pack, to_dtype
 
 BYTES = {F32: 4, 1: 2, 2: 2}
@@ -153,11 +165,28 @@ class ConvProblem:
         assert operator(*arguments, c_void_p(workspace.pointer), c_int64(size)) == OK, library.error()
         return self._answer(y, scale)
 
-    def run_cuda(self, library: CudaLibrary) -> Answer:
+    def cuda_workspace(self, library: CudaLibrary) -> int:
+        """What the library asks for; -1 with a message."""
+        call, _, _ = self._descriptors()
+        library.cuda.bitimpl_cuda_conv_workspace.restype = c_int64
+        return library.cuda.bitimpl_cuda_conv_workspace(byref(call), 0)
+
+    def least_workspace(self, library: CudaLibrary) -> int:
+        """The fewest bytes that will do, as the library says where it gets none."""
+        call, y, _ = self._descriptors()
+        assert library.cuda.bitimpl_cuda_conv(byref(call), 0, None) == INVALID_ARGUMENT
+        assert (y.bytes == 0xFF).all(), "a refused call wrote to y"
+        found = re.search(
+            r"workspace holds 0 bytes at .*, the call needs (\d+): size it with", library.error()
+        )
+        assert found, library.error()
+        return int(found[1])
+
+    def run_cuda(self, library: CudaLibrary, workspace_bytes: int | None = None) -> Answer:
+        """``workspace_bytes``: what to pass instead of what the library asks for."""
         call, y, scale = self._descriptors()
         c = library.cuda
-        c.bitimpl_cuda_conv_workspace.restype = c_int64
-        size = c.bitimpl_cuda_conv_workspace(byref(call), 0)
+        size = self.cuda_workspace(library) if workspace_bytes is None else workspace_bytes
         assert size >= 0, library.error()
         workspace = Guarded(size, offset=1, fill=0xFF)
         call.workspace, call.workspace_bytes = workspace.pointer, size

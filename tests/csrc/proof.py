@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,11 +20,18 @@ CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 PROVEN = CUDA / "proven.json"
 
 #: The file of each kernel that needs proof, and of what prepares its input.
-KERNELS = {"wgmma": ("gemm_sm90a.cu", "quantize.cu")}
+KERNELS = {
+    "wgmma": ("gemm_sm90a.cu", "quantize.cu"),
+    "bgmma": ("binary_gemm_sm90a.cu", "prepare_bits.cu"),
+    "cutlass": ("../cutlass/bit_kernel.cu", "../cutlass/gemm.cu", "../cutlass/conv.cu", "prepare_bits.cu"),
+}
+#: Folders of kernels, as seen from csrc/cuda.
+FOLDERS = ("", "../cutlass")
 
 
 def sources_of(kernel: str) -> list[str]:
-    """The files of ``kernel`` and the headers of csrc/cuda that they include, however far."""
+    """The files of ``kernel`` and the headers of :data:`FOLDERS` that they include, however far; as seen from
+    csrc/cuda."""
     found: list[str] = []
     ahead = list(KERNELS[kernel])
     while ahead:
@@ -31,8 +39,11 @@ def sources_of(kernel: str) -> list[str]:
         if name in found:
             continue
         found.append(name)
-        included = re.findall(r'^\s*#\s*include\s+"([^"/]+)"', (CUDA / name).read_text(), re.MULTILINE)
-        ahead += [header for header in included if (CUDA / header).is_file()]
+        included = re.findall(r'^\s*#\s*include\s+"([^"]+)"', (CUDA / name).read_text(), re.MULTILINE)
+        headers = [os.path.relpath(CUDA / os.path.dirname(name) / header, CUDA) for header in included]
+        ahead += [
+            header for header in headers if os.path.dirname(header) in FOLDERS and (CUDA / header).is_file()
+        ]
     return sorted(found)
 
 

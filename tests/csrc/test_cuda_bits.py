@@ -18,7 +18,7 @@ BINARY_LINEAR = [case for case in quantised(CASES) + EXTREME_CASES + ZERO_CASES 
 SIGN_LINEAR = [case for case in BINARY_LINEAR if case.activation == SIGN]
 SIGN_CONVS = [case for case in CONV_CASES if case.format == BINARY and case.activation == SIGN]
 #: Kernels of products of bits that the emulator executes.
-KERNELS = ["any"]
+KERNELS = ["bmma", "any"]
 
 
 @pytest.fixture(params=KERNELS)
@@ -52,8 +52,13 @@ def test_linear_from_and_to_signs(
 
 
 @pytest.mark.parametrize("case", SIGN_CONVS, ids=lambda case: case.line.replace(" ", "_"))
-def test_convolutions(emulated: CudaLibrary, library: Library, case: ConvCase) -> None:
+def test_convolutions(
+    emulated: CudaLibrary, library: Library, request: pytest.FixtureRequest, case: ConvCase
+) -> None:
     emulated.order(zlib.crc32(case.line.encode()))
+    whole_bytes = case.groups == 1 or case.rows // case.groups % 8 == 0  # of signs, which bmma writes alone
     for x_signs, y_signs in ((False, False), (True, False), (False, True), (True, True)):
+        if y_signs and not whole_bytes and request.node.callspec.params["emulated"] == "bmma":
+            continue
         problem = ConvProblem(case, x_signs, y_signs)
         problem.run_cuda(emulated).same(problem.run_cpu(library), f"signs {x_signs} {y_signs}: {case.line}")

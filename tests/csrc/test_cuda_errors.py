@@ -26,6 +26,8 @@ from kernel_library import (
     INT16,
     INVALID_ARGUMENT,
     OK,
+    SIGN,
+    TERNARY,
     TWO_BIT,
     UNSUPPORTED,
     Guarded,
@@ -226,13 +228,41 @@ def test_no_tokens_are_served(cuda: CudaLibrary) -> None:
     assert call.run(cuda) == OK, cuda.error()
 
 
-def test_binary_weights_are_left_to_torch(cuda: CudaLibrary) -> None:
-    call = Call(layout=Layout(BINARY, 1, ROWS, COLS, 0))
-    message = "no CUDA kernel for binary weights: use the torch reference (BITIMPL_BACKEND=torch)"
-    assert call.run(cuda) == UNSUPPORTED
-    assert message in cuda.error()
-    assert call.needs(cuda) == -1
-    assert message in cuda.error()
+@pytest.mark.parametrize(
+    ("activation", "kernel"),
+    [(SIGN, "popcount"), (INT8, "binary_gemv"), (TERNARY, "binary_gemv"), (FLOAT, "float")],
+)
+def test_binary_weights_are_served(cuda: CudaLibrary, activation: int, kernel: str) -> None:
+    call = Call(layout=Layout(BINARY, 1, ROWS, COLS, 0), activation=activation)
+    assert call.run(cuda) == OK, cuda.error()
+    assert cuda.last_kernel().split("/")[::3] == ["binary_linear", kernel]
+    assert call.needs(cuda) >= 0
+
+
+@pytest.mark.parametrize(
+    ("fmt", "kernel", "activation", "message"),
+    [
+        (TWO_BIT, "popcount", INT8, "it has no part in such calls"),
+        (TWO_BIT, "binary_gemv", INT8, "it has no part in such calls"),
+        (TWO_BIT, "popcount", TERNARY, "it multiplies signs"),
+        (BINARY, "popcount", INT8, "it has no part in such calls"),
+        (BINARY, "binary_gemv", FLOAT, "it takes quantised activations"),
+        (BINARY, "float", SIGN, "it takes activations as they are"),
+    ],
+)
+def test_a_kernel_that_cannot_says_why(
+    cuda: CudaLibrary, fmt: int, kernel: str, activation: int, message: str
+) -> None:
+    """Also where it stands in one of several tables that a call could be served from."""
+    cuda.select_kernel(kernel)
+    try:
+        call = Call(layout=Layout(fmt, 1, ROWS, COLS, 0), activation=activation)
+        assert call.run(cuda) == UNSUPPORTED
+        assert cuda.error() == f"kernel {kernel} was chosen, but {message}: choose another, or none"
+        assert call.needs(cuda) == -1
+        assert (call.y_data.bytes == 0xA5).all(), "a refused call wrote to y"
+    finally:
+        cuda.select_kernel(None)
 
 
 @pytest.mark.parametrize("device", [-1, 2, 64])
@@ -261,7 +291,7 @@ def test_devices(cuda: CudaLibrary) -> None:
 
 
 def test_library(cuda: CudaLibrary) -> None:
-    assert cuda.cuda.bitimpl_cuda_abi_version() == 1
+    assert cuda.cuda.bitimpl_cuda_abi_version() == 2
     assert cuda.cuda.bitimpl_cuda_toolkit() == 0
     assert cuda.cuda.bitimpl_cuda_architectures() == b"emulated"
     assert {"gemv", "float", "any"} <= set(cuda.kernels())

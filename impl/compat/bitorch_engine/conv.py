@@ -18,6 +18,7 @@ from impl.compat.bitorch_engine.sign_conv import SignConv2d
 from impl.compat.bitorch_engine.sign_layer import ScaledSigns, SignLayer
 from impl.geometry import Sizes, check_padding_mode, conv_geometry, from_matrix, to_matrix
 from impl.layers.calls import autocast
+from impl.native.cuda import preferring
 from impl.packing import pack_sign_rows, unpack_sign_rows
 from impl.parameters import BinaryConvParameter, BinaryParameter
 
@@ -177,6 +178,8 @@ class BinaryConv2dCutlass(ScaledSigns, BinaryConv2dBase):
 
     y = scale_a scale_w (sign(x + bias_a) * sign(W)) + bias, with a border of 0 by default.
 
+    On CUDA devices packed weights are multiplied by CUTLASS where it was built and may be used
+    (``impl.capabilities().cuda.cutlass``), else by the kernels of other layers: the same numbers.
     ``bias_a`` has one value per input channel, ``scale_w`` with ``scale="row"`` one per output channel;
     otherwise as :class:`impl.compat.bitorch_engine.sign_layer.ScaledSigns` says. Gradients:
     :class:`impl.compat.bitorch_engine.sign_conv.SignConv2d`.
@@ -224,9 +227,9 @@ class BinaryConv2dCutlass(ScaledSigns, BinaryConv2dBase):
         if not self.training and not self._learned_scale.is_set(scale):
             scale = self._learned_scale.of_rows(x.flatten(1)).view(-1, 1, 1, 1)
         scale_w = self.scale_w if self.scale == "tensor" else self._per_channel(self.scale_w)
-        return self._finish(
-            SignConv2d.apply(shifted, *self._operands(), scale, scale_w, self.geometry), x.dtype
-        )
+        with preferring("cutlass", self.device):
+            y = SignConv2d.apply(shifted, *self._operands(), scale, scale_w, self.geometry)
+        return self._finish(y, x.dtype)
 
 
 def _kept(value: Sizes | str) -> int | str | tuple[int, ...]:

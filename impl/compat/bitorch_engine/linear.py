@@ -13,6 +13,7 @@ from impl.compat.bitorch_engine.base import BinaryLinearBase, LayerRecipe
 from impl.compat.bitorch_engine.sign_layer import ScaledSigns
 from impl.compat.bitorch_engine.signs import SignLinear, pack_signs
 from impl.layers.calls import autocast
+from impl.native.cuda import preferring
 
 
 class BMM(enum.Enum):
@@ -133,6 +134,8 @@ class BinaryLinearCuda(ScaledBinaryLinear):
 class BinaryLinearCutlass(ScaledBinaryLinear):
     """The layer that bitorch_engine runs on CUTLASS, here on any device: see :class:`ScaledBinaryLinear`.
 
+    On CUDA devices packed weights are multiplied by CUTLASS where it was built and may be used
+    (``impl.capabilities().cuda.cutlass``), else by the kernels of other layers: the same numbers.
     ``scale_w`` is a Parameter without gradient. ``gemm_kernel_id`` is the original's default.
     """
 
@@ -140,6 +143,11 @@ class BinaryLinearCutlass(ScaledBinaryLinear):
 
     def _register_scale_w(self, scale_w: Tensor) -> None:
         self.scale_w = nn.Parameter(scale_w, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As :meth:`ScaledBinaryLinear.forward`."""
+        with preferring("cutlass", self.device):
+            return super().forward(x)
 
     def select_gemm_kernel(self, x: Tensor) -> None:
         """Check that the layer takes ``x``. Kernels are chosen by shape in each call, on every device,

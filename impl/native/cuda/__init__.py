@@ -7,6 +7,7 @@ from pathlib import Path
 from impl.native.cuda.calls import PreparedCudaLinear, pack, unpack
 from impl.native.cuda.devices import found_wrong, settled, why_not
 from impl.native.cuda.library import ABI_VERSION, CudaLibrary, asked_for, load, require
+from impl.native.cuda.preference import preferring
 from impl.native.library import NativeError
 
 
@@ -44,6 +45,7 @@ __all__ = [
     "library_path",
     "load",
     "pack",
+    "preferring",
     "require",
     "select_kernel",
     "settled",

@@ -63,7 +63,7 @@ class PreparedCudaLinear(DescribedLinear):
         row_stride = cols
         if not x.is_contiguous():
             x, row_stride = strided_rows(x, cols)
-        choice = library.selection.name, library.generation
+        choice = library.choice
         known_rows, known_choice, size = self._workspace
         if known_rows != rows or known_choice != choice:
             size = self.workspace_bytes(rows)

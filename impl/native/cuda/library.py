@@ -44,9 +44,10 @@ _INT32, _INT64, _POINTER, _TEXT = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_
 
 
 class _Selection(threading.local):
-    """The kernel that this thread has chosen by name; "": the library's own choice."""
+    """The kernels that this thread has chosen, and prefers, by name; "": the library's own choice."""
 
     name: str = ""
+    preferred: str = ""
 
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -54,10 +55,12 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cuda_abi_version": (ctypes.c_int, ()),
     "cuda_toolkit": (ctypes.c_int, ()),
     "cuda_architectures": (_TEXT, ()),
+    "cuda_cutlass": (_TEXT, ()),
     "cuda_devices": (ctypes.c_int, ()),
     "cuda_describe": (ctypes.c_int, (_INT32, ctypes.POINTER(Description))),
     "cuda_kernels": (_TEXT, ()),
     "cuda_select_kernel": (ctypes.c_int, (_TEXT,)),
+    "cuda_prefer_kernel": (ctypes.c_int, (_TEXT,)),
     "cuda_trust": (ctypes.c_int, (_TEXT,)),
     "cuda_avoid": (ctypes.c_int, (_TEXT, _INT32)),
     "cuda_last_kernel": (_TEXT, ()),
@@ -125,6 +128,12 @@ class CudaLibrary(SharedLibrary):
         """Kernels of the linear operators that were compiled in."""
         return _names(self.function("cuda_kernels")())
 
+    @property
+    def cutlass(self) -> str:
+        """Version of the CUTLASS that its kernel ``cutlass`` was built with; "" where it was not."""
+        version: bytes = self.function("cuda_cutlass")()
+        return version.decode()
+
     def digest(self) -> str:
         """SHA-256 of the file."""
         return _digest(self.path)
@@ -187,6 +196,17 @@ class CudaLibrary(SharedLibrary):
         if self.function("cuda_select_kernel")(name.encode()) != 0:
             raise self.failed(f"cannot select CUDA kernel {name!r}")
         self.selection.name = name
+
+    def prefer(self, name: str) -> None:
+        """Try kernel ``name`` first for this thread's calls; "": none."""
+        if self.function("cuda_prefer_kernel")(name.encode()) != 0:
+            raise self.failed(f"cannot prefer CUDA kernel {name!r}")
+        self.selection.preferred = name
+
+    @property
+    def choice(self) -> tuple[str, str, int]:
+        """What decides on kernels in this thread: results that depend on it hold while it stays."""
+        return self.selection.name, self.selection.preferred, self.generation
 
     def avoid(self, name: str, index: int) -> None:
         """Leave kernel ``name`` out of the library's own choice on device ``index``."""

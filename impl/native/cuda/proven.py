@@ -1,8 +1,8 @@
 """Kernels that have to be seen running on a GPU before they are used of themselves.
 
-Tests without a GPU compile what the emulator cannot run (``wgmma``, TMA) and no more. Such a kernel serves
-once ``proven.json`` names it, beside the library: the record of a run against the reference, of the very
-sources the library was built from (``csrc/cuda/proven.cmake`` leaves out records of others).
+Tests without a GPU compile what the emulator cannot run (``wgmma``, TMA, CUTLASS) and no more. Such a
+kernel serves once ``proven.json`` names it, beside the library: the record of a run against the reference,
+of the very sources the library was built from (``csrc/cuda/proven.cmake`` leaves out records of others).
 ``BITIMPL_UNPROVEN=1`` uses it all the same.
 """
 
@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 #: Kernels that the emulator cannot run.
-NEED_PROOF = ("wgmma",)
+NEED_PROOF = ("wgmma", "bgmma", "cutlass")
 
 FILE_NAME = "proven.json"
 VARIABLE = "BITIMPL_UNPROVEN"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from impl.native.cuda.library import CudaLibrary
+from impl.native.cuda.proven import NEED_PROOF
 
 
 class EmulatedLibrary(CudaLibrary):
@@ -20,8 +21,8 @@ class EmulatedLibrary(CudaLibrary):
 
     @property
     def kernels_here(self) -> list[str]:
-        """Those that a device of architecture 8.0 can run, as the emulated ones are."""
-        return [kernel for kernel in self.kernels if kernel != "wgmma"]
+        """Those that need no proof, which a device of architecture 8.0 can run, as the emulated ones are."""
+        return [kernel for kernel in self.kernels if kernel not in NEED_PROOF]
 
     def check_torch(self) -> None:
         """torch need see no GPU."""
