@@ -9,6 +9,9 @@ from torch import Tensor
 
 from impl.native.cuda.library import CudaLibrary
 
+#: Kernels that an emulated device of architecture 8.0 refuses.
+FOR_HOPPER = ("wgmma", "bgmma")
+
 
 class EmulatedLibrary(CudaLibrary):
     """Everything of :class:`CudaLibrary` but what torch knows of GPUs: that is answered here."""
@@ -21,7 +24,7 @@ class EmulatedLibrary(CudaLibrary):
     @property
     def kernels_here(self) -> list[str]:
         """Those that a device of architecture 8.0 can run, as the emulated ones are."""
-        return [kernel for kernel in self.kernels if kernel != "wgmma"]
+        return [kernel for kernel in self.kernels if kernel not in FOR_HOPPER]
 
     def check_torch(self) -> None:
         """torch need see no GPU."""
