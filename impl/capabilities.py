@@ -44,7 +44,7 @@ class CudaDevice:
     architecture: str
     """Compute capability, such as ``9.0``; "" where the kernels cannot use the device."""
     activations: tuple[str, ...]
-    """Activations that kernels serve with ternary weights."""
+    """Activations that kernels of linear layers serve."""
     why_not: str
     """Why no kernel serves this device; "" where one does."""
     self_check: str
@@ -77,7 +77,7 @@ class Cuda:
     architectures: tuple[str, ...]
     """Architectures it holds code for."""
     kernels: tuple[str, ...]
-    """Kernels of the linear operators that were compiled in."""
+    """Kernels of the operators that were compiled in."""
     unproven: dict[str, str]
     """Those that do not serve of themselves, and why."""
     cutlass: Cutlass
@@ -154,18 +154,19 @@ def _kernels(served: list[tuple[str, str]]) -> Iterator[Kernel]:
 def _cuda_kernels(cuda: Cuda) -> Iterator[Kernel]:
     served = {
         (operator, format, activation, device.architecture)
-        for operator in ("binary_linear", "ternary_linear")
-        for format in _FORMATS[operator]
+        for operator, formats in _FORMATS.items()
+        for format in formats
         for activation in _ACTIVATIONS
         for device in cuda.devices
-        if not _why_not_on_cuda(device.index, format, activation)
+        if not _why_not_on_cuda(device.index, operator, format, activation)
     }
     for operator, format, activation, architecture in sorted(served):
         yield Kernel(operator, format, activation, "cuda", f"sm_{architecture.replace('.', '')}")
 
 
-def _why_not_on_cuda(index: int, format: str, activation: str) -> str:
-    operation = "float_linear" if activation == "float" else "linear"
+def _why_not_on_cuda(index: int, operator: str, format: str, activation: str) -> str:
+    family = operator.rsplit("_", 1)[-1]
+    operation = f"float_{family}" if activation == "float" else family
     return native.cuda.why_not(index, operation, format, check=False)
 
 
@@ -205,7 +206,10 @@ def _cutlass(library: native.cuda.CudaLibrary) -> Cutlass:
 
 
 def _cuda_device(library: native.cuda.CudaLibrary, index: int) -> CudaDevice:
-    reasons = {activation: _why_not_on_cuda(index, "base3", activation) for activation in _ACTIVATIONS}
+    reasons = {
+        activation: _why_not_on_cuda(index, "ternary_linear", "base3", activation)
+        for activation in _ACTIVATIONS
+    }
     served = tuple(activation for activation, reason in reasons.items() if not reason)
     wrong = native.cuda.found_wrong(index)
     check = "not made" if wrong is None else "passed"

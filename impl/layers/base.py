@@ -133,7 +133,7 @@ class QuantizedLinear(QuantizedLayer):
         if x.is_cpu:
             if not (codes.is_cpu and native.serves_cpu()):
                 return None
-        elif not (x.is_cuda and codes.is_cuda and self._cuda_serves(x, codes)):
+        elif not native.serves(x, codes, native.operation_of(self.activation_bits), self.format):
             return None
         if x.dtype not in native.DTYPES or x.dim() == 0 or x.shape[-1] != self.in_features:
             return None
@@ -150,11 +150,6 @@ class QuantizedLinear(QuantizedLayer):
             y: Tensor = ops.PreparedFunction.apply(x, bias, prepared)
             return y
         return prepared(x)
-
-    def _cuda_serves(self, x: Tensor, codes: Tensor) -> bool:
-        index = codes.get_device()
-        operation = native.linear_operation(self.activation_bits)
-        return x.get_device() == index and native.serves_cuda(index, operation, self.format)
 
     def _forward_operator(self, x: Tensor) -> Tensor:
         assert self.codes is not None

@@ -215,17 +215,18 @@ class QuantizedConv(ConvAttributes, QuantizedLayer):
         return fake_quantize_samples(x, bits, self.geometry)
 
     def _forward_native(self, x: Tensor) -> Tensor | None:
-        """Eager calls without the dispatcher, or None where this call needs it: transforms, other
-        devices, the torch backend."""
+        """Eager calls without the dispatcher, or None where this call needs it: transforms, devices
+        without kernels, the torch backend."""
         codes, scales, bias = self._buffers["codes"], self._buffers["scales"], self._parameters["bias"]
         assert codes is not None
         assert scales is not None
-        if not (is_plain(x) and x.is_cpu and codes.is_cpu and native.serves_cpu()):
+        operation = native.operation_of(self.activation_bits, "conv")
+        if not (is_plain(x) and native.serves(x, codes, operation, self.format)):
             return None
         x = autocast(x)
-        prepared: native.PreparedConv | None = self._prepared
+        prepared: native.DescribedConv | None = self._prepared
         if prepared is None or not prepared.matches(codes, scales, bias):
-            prepared = native.PreparedConv(self.packed_weight, self.geometry, bias, self.activation_bits)
+            prepared = native.prepare_conv(self.packed_weight, self.geometry, bias, self.activation_bits)
             self.__dict__["_prepared"] = prepared  # past nn.Module.__setattr__, which is slow
         learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
         y: Tensor = ops.ConvFunction.apply(x, bias, prepared) if learns else prepared(x)

@@ -32,7 +32,7 @@ class ThresholdLayer(nn.Module):
     its results are compared and packed with torch, with the same result.
     """
 
-    _prepared: native.PreparedSigns | None = None
+    _prepared: native.DescribedSigns | None = None
 
     def __init__(
         self,
@@ -112,13 +112,12 @@ class ThresholdLayer(nn.Module):
         codes = self.layer.codes
         assert codes is not None
         tensor = x.bits if isinstance(x, Signs) else x
+        operation = "conv_signs" if isinstance(self.layer, QuantizedConv) else "linear_signs"
         return (
             self.layer.activation_bits is not None
             and not torch.compiler.is_compiling()
             and is_plain(tensor)
-            and tensor.is_cpu
-            and codes.is_cpu
-            and native.serves_cpu()
+            and native.serves(tensor, codes, operation, self.layer.format)
         )
 
     def _native(self, x: Tensor | Signs, thresholds: Thresholds | None) -> Tensor | Signs:
@@ -134,7 +133,7 @@ class ThresholdLayer(nn.Module):
         prepared = self._prepared
         if prepared is None or not (prepared.matches(codes, scales, bias) and prepared.gives(thresholds)):
             geometry = layer.geometry if isinstance(layer, QuantizedConv) else None
-            prepared = native.PreparedSigns(
+            prepared = native.prepare_signs(
                 layer.packed_weight, bias, geometry, thresholds, layer.activation_bits
             )
             self.__dict__["_prepared"] = prepared

@@ -13,12 +13,16 @@ from impl.native.backends import (
     serves_cpu,
 )
 from impl.native.calls import DTYPES, DescribedLinear, PreparedLinear
-from impl.native.convolution import PreparedConv, conv, memory_format_of
+from impl.native.convolution import DescribedConv, PreparedConv, memory_format_of
 from impl.native.dispatch import (
+    conv,
     dequantize,
     linear,
-    linear_operation,
+    operation_of,
+    prepare_conv,
     prepare_linear,
+    prepare_signs,
+    serves,
     serves_cuda,
     training_kernels,
     uses_native,
@@ -37,13 +41,15 @@ from impl.native.library import (
     threads,
     why_not,
 )
-from impl.native.signs import PreparedSigns
+from impl.native.signs import DescribedSigns, PreparedSigns
 
 __all__ = [
     "ABI_VERSION",
     "BACKENDS",
     "DTYPES",
+    "DescribedConv",
     "DescribedLinear",
+    "DescribedSigns",
     "NativeError",
     "PreparedConv",
     "PreparedLinear",
@@ -60,15 +66,18 @@ __all__ = [
     "last_kernel",
     "library_path",
     "linear",
-    "linear_operation",
     "memory_format_of",
     "multiply_accumulate",
+    "operation_of",
     "operator_of",
     "prefer_huge_pages",
+    "prepare_conv",
     "prepare_linear",
+    "prepare_signs",
     "read_bytes",
     "record_kernel",
     "select_isa",
+    "serves",
     "serves_cpu",
     "serves_cuda",
     "supported_isas",

@@ -1,9 +1,10 @@
-"""Calling the native convolutions on torch tensors."""
+"""Calling the native convolutions on torch tensors: what devices share, and the CPU's."""
 
 from __future__ import annotations
 
 import ctypes
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,25 +22,6 @@ from impl.packing import PackedWeight
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 _SPATIAL = 3  # dimensions of the native descriptors; fewer get leading ones
-
-
-def conv(
-    x: Tensor,
-    weight: PackedWeight,
-    geometry: ConvGeometry,
-    bias: Tensor | None,
-    activation_bits: int | None,
-) -> Tensor:
-    """y [batch, out_channels, *output] of x [batch, channels, *spatial], in the dtype of x. No autograd.
-
-    x: float32, float16 or bfloat16 on the CPU, any strides. ``activation_bits`` None (float: the
-    weight is decoded a tile of rows at a time and torch convolves), 1, 2, 8 or 16. y is contiguous, or
-    channels-last where :func:`memory_format_of` says so.
-
-    Raises NativeError where there is no library or it refuses, ValueError for tensors it cannot read.
-    Layers keep a :class:`PreparedConv` instead.
-    """
-    return PreparedConv(weight, geometry, bias, activation_bits)(x)
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -76,7 +58,7 @@ def _check_input(x: Tensor, weight: PackedWeight, geometry: ConvGeometry) -> Non
 
 
 def _empty_result(
-    x: Tensor, weight: PackedWeight, geometry: ConvGeometry, dtype: torch.dtype, device: str = "cpu"
+    x: Tensor, weight: PackedWeight, geometry: ConvGeometry, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     size = geometry.output_size(tuple(x.shape[2:]))
     return torch.empty(
@@ -84,7 +66,7 @@ def _empty_result(
     )
 
 
-# ---- integer activations --------------------------------------------------------------------
+# ---- descriptors ----------------------------------------------------------------------------
 
 
 def _spatial(values: tuple[int, ...], leading: int) -> tuple[int, ...]:
@@ -113,33 +95,117 @@ def describe_geometry(geometry: ConvGeometry) -> native_library.Conv:
     )
 
 
+class Sizes:
+    """What all calls with inputs of one shape, layout and dtype share."""
+
+    __slots__ = ("kernel", "shape", "stride", "tail", "workspace_bytes")
+
+    def __init__(self, x: Tensor, prepared: DescribedConv) -> None:
+        _check_input(x, prepared.weight, prepared.geometry)
+        y = _empty_result(x, prepared.weight, prepared.geometry, x.dtype, "meta")
+        self.shape, self.stride = y.shape, y.stride()
+        self.tail, self.workspace_bytes = prepared.describe(describe_image(x), describe_image(y))
+        self.kernel = ""  # known after the first call
+
+
+class DescribedConv(Described, ABC):
+    """A packed weight with its geometry and bias, described once and called many times.
+
+    ``activation_bits``: None (float: the weight is decoded a tile of rows at a time and torch convolves), 1,
+    2, 8 or 16. Safe to call from several threads.
+    """
+
+    __slots__ = ("_geometry", "_known", "_operator", "geometry")
+
+    def __init__(
+        self,
+        weight: PackedWeight,
+        geometry: ConvGeometry,
+        bias: Tensor | None,
+        activation_bits: int | None,
+    ) -> None:
+        super().__init__(weight, bias, activation_bits)
+        self.geometry = geometry
+        self._operator = operator_of(weight.format, "conv")
+        self._geometry = describe_geometry(geometry)
+        self._known: tuple[Any, Sizes] | None = None
+
+    @abstractmethod
+    def describe(self, x: native_library.Image, y: native_library.Image) -> tuple[Any, int]:
+        """What :meth:`run` takes for such images but their addresses, and the bytes of workspace."""
+
+    @abstractmethod
+    def run(self, x: Tensor, y: Tensor, sizes: Sizes) -> str:
+        """Compute ``y``; the name of the kernel that served. Raises NativeError where it is refused."""
+
+    @abstractmethod
+    def choice(self) -> tuple[Any, ...]:
+        """What else than the input the workspace and the kernel hang on."""
+
+    @abstractmethod
+    def dequantize_into(self, out: Tensor, begin: int, end: int) -> None:
+        """Write the weights of rows [begin, end) to ``out`` [end - begin, cols], contiguous."""
+
+    @abstractmethod
+    def float_dtype(self, x: Tensor) -> torch.dtype:
+        """What float activations are multiplied in."""
+
+    @abstractmethod
+    def architecture(self) -> str:
+        """Of the device, as kernel names end."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """y [batch, out_channels, *output] of x [batch, channels, *spatial], in the dtype of x. No autograd.
+
+        x: float32, float16 or bfloat16 on the weight's device, any strides. y is contiguous, or
+        channels-last where :func:`memory_format_of` says so.
+        """
+        if self.activation_bits is None:
+            return self._by_tiles(x)
+        key = (x.shape, x.stride(), x.dtype, *self.choice())
+        if self._known is not None and self._known[0] == key:
+            sizes = self._known[1]
+        else:
+            sizes = Sizes(x, self)
+            self._known = key, sizes
+        y = torch.empty_strided(sizes.shape, sizes.stride, dtype=x.dtype, device=x.device)
+        kernel = self.run(x, y, sizes)
+        if not sizes.kernel:
+            sizes.kernel = kernel
+        record_kernel(kernel)
+        return y
+
+    def _by_tiles(self, x: Tensor) -> Tensor:
+        """Float activations: decode a tile of the weight, convolve, go on to the next."""
+        weight, geometry, bias = self.weight, self.geometry, self.bias
+        _check_input(x, weight, geometry)
+        dtype = self.float_dtype(x)
+        y = _empty_result(x, weight, geometry, dtype, x.device)
+        padded = pad(x.to(dtype), geometry)
+        channels = x.shape[1] // geometry.groups
+        with torch.no_grad():
+            for first, last, begin, end in _group_tiles(weight, geometry.groups):
+                decoded = padded.new_empty((end - begin, weight.cols))
+                self.dequantize_into(decoded, begin, end)
+                part = None if bias is None else bias[begin:end].to(dtype)
+                y[:, begin:end] = convolve(
+                    padded[:, first * channels : last * channels],
+                    from_matrix(decoded, geometry),
+                    replace(geometry, groups=last - first),
+                    part,
+                )
+        record_kernel(kernel_name(weight, None, f"decode+conv/{self.architecture()}", "conv"))
+        return y.to(x.dtype)
+
+
 # Where an image begins: its address, all that differs from one call to the next of the same sizes.
 _HEAD = struct.Struct("@P")
 
 
-class _Call:
-    """What all calls with inputs of one shape, layout and dtype share."""
+class PreparedConv(DescribedConv):
+    """A packed convolution on the CPU."""
 
-    __slots__ = ("kernel", "result_tail", "shape", "stride", "tail", "workspace_bytes")
-
-    def __init__(self, x: Tensor, prepared: PreparedConv) -> None:
-        _check_input(x, prepared.weight, prepared.geometry)
-        y = _empty_result(x, prepared.weight, prepared.geometry, x.dtype, "meta")
-        self.shape, self.stride = y.shape, y.stride()
-        image = describe_image(x)
-        self.tail = bytes(image)[_HEAD.size :]
-        self.result_tail = bytes(describe_image(y))[_HEAD.size :]
-        self.workspace_bytes = prepared.workspace_bytes(image)
-        self.kernel = ""  # known after the first call
-
-
-class PreparedConv(Described):
-    """A packed weight with its geometry and bias, described once and called many times.
-
-    ``activation_bits``: None (float activations), 1, 2, 8 or 16. Safe to call from several threads.
-    """
-
-    __slots__ = ("_function", "_geometry", "_known", "_library", "_operator", "_pointers", "geometry")
+    __slots__ = ("_function", "_library", "_pointers")
 
     def __init__(
         self,
@@ -149,67 +215,40 @@ class PreparedConv(Described):
         activation_bits: int | None,
     ) -> None:
         self._library = native_library.require()
-        super().__init__(weight, bias, activation_bits)
-        self.geometry = geometry
-        self._operator = operator_of(weight.format, "conv")
+        super().__init__(weight, geometry, bias, activation_bits)
         self._function = self._library.function(self._operator)
-        self._geometry = describe_geometry(geometry)
         self._pointers = self._weight_pointer, ctypes.addressof(self._geometry)
-        self._known: tuple[Any, _Call] | None = None
 
-    def workspace_bytes(self, image: native_library.Image) -> int:
-        """Bytes of workspace that a call on such an input takes."""
-        size: int = self._library.conv_workspace(
-            *self._pointers, ctypes.addressof(image), self.activation_bits
-        )
+    def describe(self, x: native_library.Image, y: native_library.Image) -> tuple[Any, int]:
+        size: int = self._library.conv_workspace(*self._pointers, ctypes.addressof(x), self.activation_bits)
         if size < 0:
             raise self._library.failed(self._operator)
-        return size
+        return (bytes(x)[_HEAD.size :], bytes(y)[_HEAD.size :]), size
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """As :func:`conv`."""
-        if self.activation_bits is None:
-            return self._by_tiles(x)
-        key = (x.shape, x.stride(), x.dtype, native_library.isa_generation, torch.get_num_threads())
-        if self._known is not None and self._known[0] == key:
-            call = self._known[1]
-        else:
-            call = _Call(x, self)
-            self._known = key, call
-        y = torch.empty_strided(call.shape, call.stride, dtype=x.dtype, device="cpu")
-        workspace = torch.empty(call.workspace_bytes, dtype=torch.uint8, device="cpu")
+    def run(self, x: Tensor, y: Tensor, sizes: Sizes) -> str:
+        workspace = torch.empty(sizes.workspace_bytes, dtype=torch.uint8, device="cpu")
+        x_tail, y_tail = sizes.tail
         status = self._function(
-            *self._pointers, _HEAD.pack(x.data_ptr()) + call.tail, self.activation_bits,
-            self._bias_pointer, self._bias_dtype, _HEAD.pack(y.data_ptr()) + call.result_tail,
-            workspace.data_ptr(), call.workspace_bytes,
+            *self._pointers, _HEAD.pack(x.data_ptr()) + x_tail, self.activation_bits,
+            self._bias_pointer, self._bias_dtype, _HEAD.pack(y.data_ptr()) + y_tail,
+            workspace.data_ptr(), sizes.workspace_bytes,
         )  # fmt: skip
         if status != 0:
             raise self._library.failed(self._operator)
-        if not call.kernel:
-            call.kernel = self._library.last_kernel().decode()
-        record_kernel(call.kernel)
-        return y
+        kernel: str = sizes.kernel or self._library.last_kernel().decode()
+        return kernel
 
-    def _by_tiles(self, x: Tensor) -> Tensor:
-        """Float activations: decode a tile of the weight, convolve in float32, go on to the next."""
-        weight, geometry, bias = self.weight, self.geometry, self.bias
-        _check_input(x, weight, geometry)
-        y = _empty_result(x, weight, geometry, torch.float32)
-        padded = pad(x.to(torch.float32), geometry)
-        channels = x.shape[1] // geometry.groups
-        with torch.no_grad():
-            for first, last, begin, end in _group_tiles(weight, geometry.groups):
-                decoded = padded.new_empty((end - begin, weight.cols))
-                dequantize_on_cpu(self, decoded, begin, end)
-                part = None if bias is None else bias[begin:end].to(torch.float32)
-                y[:, begin:end] = convolve(
-                    padded[:, first * channels : last * channels],
-                    from_matrix(decoded, geometry),
-                    replace(geometry, groups=last - first),
-                    part,
-                )
-        record_kernel(kernel_name(weight, None, f"decode+conv/{native_library.isa()}", "conv"))
-        return y.to(x.dtype)
+    def choice(self) -> tuple[Any, ...]:
+        return native_library.isa_generation, torch.get_num_threads()
+
+    def dequantize_into(self, out: Tensor, begin: int, end: int) -> None:
+        dequantize_on_cpu(self, out, begin, end)
+
+    def float_dtype(self, x: Tensor) -> torch.dtype:  # noqa: ARG002 - what the CPU decodes to, for any input
+        return torch.float32
+
+    def architecture(self) -> str:
+        return native_library.isa()
 
 
 def _group_tiles(weight: PackedWeight, groups: int) -> Iterator[tuple[int, int, int, int]]:

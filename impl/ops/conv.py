@@ -91,7 +91,7 @@ def convolution(
         )
     check_device(check_conv_input(x, weight, geometry), weight.codes.device)
     bits = activation_bits or None
-    if native.uses_native(x.device, "conv", weight.format):
+    if native.uses_native(x.device, native.operation_of(bits, "conv"), weight.format):
         y = native.conv(x, weight, geometry, bias, bits)
     else:
         native.record_kernel(native.kernel_name(weight, bits, "reference/torch", "conv"))
@@ -185,7 +185,7 @@ class ConvFunction(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         bias: Tensor | None,
-        prepared: native.PreparedConv,
+        prepared: native.DescribedConv,
     ) -> Tensor:
         weight = prepared.weight
         _keep(ctx, x, weight.codes, weight.scales, bias, prepared.activation_bits or 0)

@@ -45,7 +45,7 @@ def apply_linear(
         )
     check_input(x, weight.cols, weight.codes.device)
     bits = activation_bits or None
-    if native.uses_native(x.device, native.linear_operation(bits), weight.format):
+    if native.uses_native(x.device, native.operation_of(bits), weight.format):
         return native.linear(x, weight, bias, bits)
     native.record_kernel(native.kernel_name(weight, bits, "reference/torch"))
     reference = getattr(functional, f"{operator}_python")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from impl.native.cuda.calls import PreparedCudaLinear, pack, unpack
+from impl.native.cuda.convolution import PreparedCudaConv
 from impl.native.cuda.devices import found_wrong, settled, why_not
 from impl.native.cuda.library import ABI_VERSION, CudaLibrary, asked_for, load, require
 from impl.native.cuda.preference import preferring
+from impl.native.cuda.signs import PreparedCudaSigns
 from impl.native.library import NativeError
 
 
@@ -38,7 +40,9 @@ def select_kernel(name: str | None) -> None:
 __all__ = [
     "ABI_VERSION",
     "CudaLibrary",
+    "PreparedCudaConv",
     "PreparedCudaLinear",
+    "PreparedCudaSigns",
     "asked_for",
     "available",
     "found_wrong",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from impl.native.backends import kernel_name, operator_of, record_kernel
-from impl.native.calls import DTYPES, LAYOUT_V1, LINEAR_CALL, DescribedLinear, strided_rows
+from impl.native.calls import DTYPES, LAYOUT_V1, LINEAR_CALL, Described, DescribedLinear, strided_rows
 from impl.native.cuda import library as cuda_library
 from impl.native.library import Weight
 from impl.packing import FORMATS, PackedWeight, codes_bytes
@@ -37,8 +37,7 @@ class PreparedCudaLinear(DescribedLinear):
         self._library = cuda_library.require()
         super().__init__(weight, bias, activation_bits)
         self._index = self._library.index_of(weight.codes)
-        # Binary weights are always decoded: no kernel multiplies them.
-        self._float_rows = 0 if weight.format == "binary" else max(1, FLOAT_ROWS // weight.components)
+        self._float_rows = max(1, FLOAT_ROWS // weight.components)
         self._workspace: tuple[int, Any, int] = (-1, None, 0)  # rows, choice of kernels, bytes
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -122,13 +121,20 @@ class PreparedCudaLinear(DescribedLinear):
     def dequantize_into(self, out: Tensor, begin: int, end: int) -> None:
         """Write the weights of rows [begin, end) to ``out`` [end - begin, cols], contiguous, of any dtype of
         :data:`~impl.native.calls.DTYPES`."""
-        library = self._library
-        status = library.dequantize(
-            self._weight_pointer, begin, end, out.data_ptr(), DTYPES[out.dtype], self.weight.cols,
-            self._index, library.stream(self._index),
-        )  # fmt: skip
-        if status != 0:
-            raise library.failed("dequantize")
+        dequantize_on_cuda(self._library, self._index, self, out, begin, end)
+
+
+def dequantize_on_cuda(
+    library: cuda_library.CudaLibrary, index: int, described: Described, out: Tensor, begin: int, end: int
+) -> None:
+    """Write the weights of rows [begin, end) to ``out`` [end - begin, cols], contiguous, of any dtype of
+    :data:`~impl.native.calls.DTYPES`."""
+    status = library.dequantize(
+        described._weight_pointer, begin, end, out.data_ptr(), DTYPES[out.dtype], described.weight.cols,
+        index, library.stream(index),
+    )  # fmt: skip
+    if status != 0:
+        raise library.failed("dequantize")
 
 
 def architecture_name(library: cuda_library.CudaLibrary, index: int) -> str:

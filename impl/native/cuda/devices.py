@@ -21,18 +21,21 @@ from impl.native.cuda import self_check
 from impl.native.cuda.library import CudaLibrary
 from impl.native.library import NativeError
 
-#: Kernels and entry points without which an operation on weights of a format is not served.
-_TERNARY = {
+#: Kernels and entry points without which an operation is not served.
+_NEEDED: dict[str, tuple[str, ...]] = {
     "linear": ("any",),
     "float_linear": ("float", "dequantize"),
+    "linear_signs": ("any", "signs"),
+    "conv": ("any",),
+    "float_conv": ("dequantize",),
+    "conv_signs": ("any", "signs"),
     "training": ("quantize_weight", "input_grad", "apply_mask"),
+    "decode": ("dequantize",),
+    "pack": ("pack",),
+    "unpack": ("unpack",),
 }
-_EVERY = {"decode": ("dequantize",), "pack": ("pack",), "unpack": ("unpack",)}
-_NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
-    "binary": {"float_linear": ("dequantize",), **_EVERY},
-    "two_bit": _TERNARY | _EVERY,
-    "base3": _TERNARY | _EVERY,
-}
+#: Operations that a format has none of.
+_LACKING = {"binary": ("training",)}
 
 _lock = threading.RLock()
 _unusable: dict[int, str] = {}
@@ -42,18 +45,13 @@ _wrong: dict[int, dict[str, str]] = {}
 def why_not(index: int, operation: str, format: str, *, check: bool = True) -> str:
     """Why no kernel serves ``operation`` with ``format`` weights on device ``index``; "" where one does.
 
-    ``operation``: "linear" (quantised activations), "float_linear", "decode", "pack", "unpack", "training"
-    (int8 products) or "conv".
+    ``operation``: as :func:`impl.native.uses_native` names it.
     Checks the device on first use, unless ``check`` is False; raises NativeError where that leaves it
     unusable.
     """
-    needed = _NEEDED[format].get(operation)
-    if needed is None:
-        if operation == "conv":
-            return "there are no CUDA kernels for convolutions"
-        return f"there are no CUDA kernels for {format} weights and " + (
-            "int8 training" if operation == "training" else "quantised activations"
-        )
+    if operation in _LACKING.get(format, ()):
+        return f"there are no CUDA kernels for {format} weights and int8 training"
+    needed = _NEEDED[operation]
     library = cuda_library.load()
     if isinstance(library, NativeError):
         return str(library)

@@ -22,7 +22,7 @@ from impl.native import library as cpu
 from impl.native.cuda.proven import NEED_PROOF, unproven
 from impl.native.library import NativeError, SharedLibrary, explicit_path, installed_paths
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARY_NAME = "libbitimpl_cuda.so"
 LIBRARY_VARIABLE = "BITIMPL_CUDA_LIBRARY_PATH"
 
@@ -38,6 +38,23 @@ class Description(ctypes.Structure):
     architecture: int
     multiprocessors: int
     shared_bytes: int
+
+
+class ConvCall(ctypes.Structure):
+    """``bitimpl_cuda_conv_call``."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("conv", ctypes.c_void_p),
+        ("x", cpu.Image),
+        ("y", cpu.Image),
+        ("bias", ctypes.c_void_p),
+        ("bias_dtype", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("signs", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_int64),
+    )
 
 
 _INT32, _INT64, _POINTER, _TEXT = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
@@ -66,6 +83,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cuda_last_kernel": (_TEXT, ()),
     "cuda_linear_workspace": (_INT64, (_POINTER, _INT64, _INT32, _INT32)),
     "cuda_linear": (ctypes.c_int, (_POINTER, _INT32, _POINTER)),
+    "cuda_linear_signs_workspace": (_INT64, (_POINTER, _INT64, _INT32, _INT32)),
+    "cuda_linear_signs": (ctypes.c_int, (_POINTER, _POINTER, _INT32, _POINTER)),
+    "cuda_conv_workspace": (_INT64, (_POINTER, _INT32)),
+    "cuda_conv": (ctypes.c_int, (_POINTER, _INT32, _POINTER)),
     "cuda_pack": (
         ctypes.c_int,
         (_INT32, _INT32, _INT64, _INT64, _INT64, _POINTER, _POINTER, _INT64, _INT32, _POINTER),
@@ -101,6 +122,8 @@ class CudaLibrary(SharedLibrary):
         self.linear = self.function("cuda_linear")
         self.linear_workspace = self.function("cuda_linear_workspace")
         self.last_kernel = self.function("cuda_last_kernel")
+        self.conv = self.function("cuda_conv")
+        self.conv_workspace = self.function("cuda_conv_workspace")
         self.dequantize = self.function("cuda_dequantize")
         self.unproven = unproven(self.kernels, path)
         """Kernels that are not used of themselves, and why."""
@@ -125,7 +148,7 @@ class CudaLibrary(SharedLibrary):
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Kernels of the linear operators that were compiled in."""
+        """Kernels of the operators that were compiled in."""
         return _names(self.function("cuda_kernels")())
 
     @property

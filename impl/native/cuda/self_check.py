@@ -11,19 +11,20 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from impl.native.backends import activation_name
-from impl.native.cuda import calls, training_check
+from impl.native.backends import activation_name, operator_of
+from impl.native.cuda import calls, image_check, training_check
 from impl.native.cuda.library import CudaLibrary
 from impl.native.library import NativeError
 from impl.packing import FORMATS, PackedWeight
 from impl.quantizers import Quantized
 
 #: Changes with what is checked: results kept on disk hold for one version.
-VERSION = 3
+VERSION = 4
 
 #: Kernels that serve every shape and so every case of their activations.
 SERVE_ALL = ("any", "float")
@@ -80,17 +81,45 @@ _LARGE = (
     Case(1, 1040, 4160, "base3", None),
     Case(8, 1040, 4160, "two_bit", None),
 )
-CASES = (*_SMALL, *_FLOAT, *_LARGE)
+_BINARY = (
+    Case(1, 45, 200, "binary", bits=1),
+    Case(3, 20, 129, "binary", bits=1, components=2, dtype=_BF16, bias=_F16),
+    Case(5, 33, 256, "binary", bits=1, group_size=64),
+    Case(21, 70, 640, "binary", bits=1, bias=torch.float32, scale_dtype=_F16),
+    Case(67, 101, 1024, "binary", bits=1, dtype=_F16),
+    Case(2, 45, 200, "binary"),
+    Case(40, 81, 200, "binary", bits=16, bias=_BF16),
+    Case(4, 33, 130, "binary", bits=2, group_size=24),
+    Case(3, 45, 130, "binary", None),
+    *(Case(tokens, 1040, 4160, "binary", bits=1) for tokens in (1, 6, 48, 300)),
+    Case(300, 520, 4096, "two_bit", bits=2),
+)
+CASES = (*_SMALL, *_FLOAT, *_LARGE, *_BINARY)
+
+
+class Sample(Protocol):
+    """A call with a right answer."""
+
+    takes_floats: bool
+    """Whether its activations are floats as they are."""
+
+    def served(self) -> bool:
+        """Whether the kernel that is selected takes the case."""
+
+    def complaint(self) -> str:
+        """What is wrong with the result of the kernel that is selected; "" where nothing is."""
 
 
 class _Sample:
     """A case with its tensors on the CPU and the device, and what the reference makes of it."""
 
     def __init__(self, case: Case, device: torch.device, seed: int) -> None:
-        self.case = case
+        self.case, self.takes_floats = case, case.bits is None
         generator = torch.Generator().manual_seed(seed)
         draw = functools.partial(torch.randint, generator=generator, device="cpu")
         codes = draw(-1, 2, (case.components, case.rows, case.cols), dtype=torch.int8)
+        if case.format == "binary":
+            codes = (codes >= 0).to(torch.int8) * 2 - 1
         groups = 1 if case.group_size is None else -(-case.cols // case.group_size)
         scales = (draw(1, 257, (case.components, case.rows, groups)) / 4096).to(case.scale_dtype)
         weight = PackedWeight.from_codes(codes, scales, case.format, case.group_size)
@@ -104,8 +133,11 @@ class _Sample:
             case.bits,
         )
 
+    def __str__(self) -> str:
+        return str(self.case)
+
     def served(self) -> bool:
-        """Whether the kernel that is selected takes the case."""
+        """As :class:`Sample`."""
         try:
             self.prepared.workspace_bytes(self.case.tokens)
         except NativeError:
@@ -113,7 +145,7 @@ class _Sample:
         return True
 
     def complaint(self) -> str:
-        """What is wrong with the result of the kernel that is selected; "" where nothing is."""
+        """As :class:`Sample`."""
         # The memory that the result is likely to get: what is not written shows.
         _ = self.x.new_full((self.case.tokens, self.case.rows), float("nan"))
         del _
@@ -138,7 +170,8 @@ def _reference(
     """y, and how far a result may be from it: None where not at all."""
     from impl import functional  # which itself comes after impl.native
 
-    y = functional.ternary_linear_python(x, weight, bias, case.bits)
+    reference = getattr(functional, f"{operator_of(case.format)}_python")
+    y: Tensor = reference(x, weight, bias, case.bits)
     if case.bits is not None and case.group_size is None:
         return y, None
     decoded = Quantized(codes, weight.scales, case.group_size).dequantize().double().abs()
@@ -148,7 +181,8 @@ def _reference(
 
 def check(library: CudaLibrary, index: int) -> dict[str, str]:
     """What is wrong with each kernel of ``library`` on device ``index``, by the kernel's name or one of
-    :data:`PACKING` and :data:`impl.native.cuda.training_check.CHECKS`; empty where nothing is. Takes
+    :data:`PACKING`, :data:`impl.native.cuda.image_check.CHECKS` and
+    :data:`impl.native.cuda.training_check.CHECKS`; empty where nothing is. Takes
     seconds at most.
 
     Raises NativeError where a kernel has left the device unusable.
@@ -156,29 +190,30 @@ def check(library: CudaLibrary, index: int) -> dict[str, str]:
     device = library.device(index)
     wrong: dict[str, str] = {}
     with _undisturbed(), _selecting(library):
-        samples = [_Sample(case, device, seed) for seed, case in enumerate(CASES)]
+        samples: list[Sample] = [_Sample(case, device, seed) for seed, case in enumerate(CASES)]
+        samples += image_check.samples(device)
         for name in library.kernels:
             if name in library.unproven:
                 continue
             library.select(name)
-            complaint = _guarded(functools.partial(_linear_complaint, name, samples), name, library, index)
+            complaint = _guarded(functools.partial(_kernel_complaint, name, samples), name, library, index)
             if complaint:
                 wrong[name] = complaint
         library.select("")
-        for name, complain in (_PACKING_CHECKS | training_check.CHECKS).items():
+        for name, complain in (_PACKING_CHECKS | image_check.CHECKS | training_check.CHECKS).items():
             complaint = _guarded(functools.partial(complain, device), name, library, index)
             if complaint:
                 wrong[name] = complaint
     return wrong
 
 
-def _linear_complaint(name: str, samples: list[_Sample]) -> str:
+def _kernel_complaint(name: str, samples: list[Sample]) -> str:
     for sample in samples:
         if sample.served():
             complaint = sample.complaint()
         else:
-            takes_it = name in SERVE_ALL and (name == "float") == (sample.case.bits is None)
-            complaint = f"it refuses what it should take ({sample.case})" if takes_it else ""
+            takes_it = name in SERVE_ALL and (name == "float") == sample.takes_floats
+            complaint = f"it refuses what it should take ({sample})" if takes_it else ""
         if complaint:
             return complaint
     return ""

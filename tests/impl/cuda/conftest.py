@@ -61,6 +61,8 @@ def emulated(
 def on_cpu_tensors(emulated: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch) -> EmulatedLibrary:
     """CPU tensors are the emulated device's in everything that goes by a tensor's device."""
     monkeypatch.setitem(dispatch.PREPARED, "cpu", native.cuda.PreparedCudaLinear)
+    monkeypatch.setitem(dispatch.PREPARED_CONV, "cpu", native.cuda.PreparedCudaConv)
+    monkeypatch.setitem(dispatch.PREPARED_SIGNS, "cpu", native.cuda.PreparedCudaSigns)
     monkeypatch.setitem(layout.CODECS, "cpu", dispatch.CUDA_CODEC)
     monkeypatch.setitem(dispatch.TRAINING, "cpu", native.cuda.training)
     for module in (native, dispatch):

@@ -10,6 +10,9 @@ from torch import Tensor
 from impl.native.cuda.library import CudaLibrary
 from impl.native.cuda.proven import NEED_PROOF
 
+#: Kernels that an emulated device of architecture 8.0 refuses.
+FOR_HOPPER = ("wgmma", "bgmma")
+
 
 class EmulatedLibrary(CudaLibrary):
     """Everything of :class:`CudaLibrary` but what torch knows of GPUs: that is answered here."""

@@ -14,7 +14,7 @@ from torch import nn
 
 import impl
 from impl import native
-from impl.native.cuda import devices, self_check
+from impl.native.cuda import devices, image_check, self_check
 from impl.native.cuda import library as loading
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,6 +25,8 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "k_ternary": lambda: impl.MultiTernaryLinear(67, 40, k=2, activation_bits=16),
     "float": lambda: impl.BitLinear(67, 40),
     "binary": lambda: impl.BinaryLinear(67, 40),
+    "binary-w1a1": lambda: impl.BinaryLinear(67, 40, activation_bits=1),
+    "binary-w1a8": lambda: impl.BinaryLinear(67, 40, activation_bits=8),
 }
 
 
@@ -101,6 +103,7 @@ def test_autocast_gives_its_dtype() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_check, "CASES", self_check._SMALL[:2] + self_check._FLOAT)
+    monkeypatch.setattr(image_check, "CASES", image_check.CASES[:1])
 
 
 @pytest.mark.usefixtures("small")
@@ -120,13 +123,13 @@ def test_capabilities_tell_of_library_and_devices(emulated: EmulatedLibrary) -> 
     ]
     assert cuda.devices[0].activations == ("float", "sign", "ternary", "int8", "int16")
     served = {(k.operator, k.format, k.isa) for k in found.kernels if k.device == "cuda" and k.isa != "torch"}
-    formats = {"two_bit": "ternary_linear", "base3": "ternary_linear", "binary": "binary_linear"}
-    assert served == {(formats[format], format, isa) for format in formats for isa in ("sm_80", "sm_90")}
-    assert not any(
-        kernel.device == "cuda" and kernel.isa != "torch" and kernel.activation != "float"
-        for kernel in found.kernels
-        if kernel.format == "binary"
-    )
+    formats = {"two_bit": "ternary", "base3": "ternary", "binary": "binary"}
+    assert served == {
+        (f"{formats[format]}_{family}", format, isa)
+        for format in formats
+        for family in ("linear", "conv")
+        for isa in ("sm_80", "sm_90")
+    }
     assert native.serves_cuda(0, "linear", "base3")
     assert [device.self_check for device in impl.capabilities().cuda.devices] == ["passed", "not made"]
 

@@ -18,11 +18,12 @@ from weights import ternary
 
 from impl import native
 from impl.native.calls import LINEAR_CALL
-from impl.native.cuda import PreparedCudaLinear, devices, self_check
+from impl.native.cuda import PreparedCudaLinear, devices, image_check, self_check
 from impl.native.library import NativeError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GPU = torch.device("cuda", 0)
+IMAGE_CASES = image_check.CASES
 _Y = 7  # place of y's address among the fields of a call
 
 
@@ -30,6 +31,7 @@ _Y = 7  # place of y's address among the fields of a call
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All cases take seconds here."""
     monkeypatch.setattr(self_check, "CASES", self_check._SMALL[:3] + self_check._FLOAT[:1])
+    monkeypatch.setattr(image_check, "CASES", image_check.CASES[:1])
 
 
 Damage = Callable[[str], None]
@@ -70,9 +72,11 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_every_kernel_passes_and_serves_cases(
     emulated: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(self_check, "CASES", self_check._SMALL + self_check._FLOAT)
+    cases = self_check._SMALL + self_check._FLOAT + self_check._BINARY[:9]
+    monkeypatch.setattr(self_check, "CASES", cases)
+    monkeypatch.setattr(image_check, "CASES", IMAGE_CASES)
     assert self_check.check(emulated, 0) == {}
-    samples = [self_check._Sample(case, torch.device("cpu"), 0) for case in self_check.CASES]
+    samples = [self_check._Sample(case, torch.device("cpu"), 0) for case in cases]
     for name in emulated.kernels_here:
         emulated.select(name)
         assert sum(sample.served() for sample in samples) >= 3, name

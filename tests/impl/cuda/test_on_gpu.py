@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated import FOR_HOPPER
 from torch import Tensor, nn
 
 import impl
@@ -37,6 +39,10 @@ LAYERS: dict[str, Make] = {
     "k2": lambda: impl.MultiTernaryLinear(640, 256, k=2, activation_bits=8),
     "k3-g64": lambda: impl.MultiTernaryLinear(640, 256, k=3, group_size=64, activation_bits=8),
     "float": lambda: impl.BitLinear(640, 256),
+    "w1a1": lambda: impl.BinaryLinear(1024, 520, activation_bits=1),
+    "w1a1-tails": lambda: impl.BinaryLinear(300, 77, activation_bits=1, bias=False),
+    "w1a8": lambda: impl.BinaryLinear(640, 256, activation_bits=8),
+    "binary-float": lambda: impl.BinaryLinear(300, 77),
 }
 
 
@@ -59,12 +65,9 @@ def reference(layer: nn.Module, x: Tensor) -> Tensor:
     """On the CPU, by torch alone."""
     alone = copy.deepcopy(layer).cpu()
     bias = None if alone.bias is None else alone.bias.detach()
-    return functional.ternary_linear_python(
-        x.detach().cpu(),
-        alone.packed_weight,
-        bias,
-        alone.activation_bits,
-    )
+    operator = getattr(functional, f"{native.operator_of(alone.format)}_python")
+    y: Tensor = operator(x.detach().cpu(), alone.packed_weight, bias, alone.activation_bits)
+    return y
 
 
 def assert_as_reference(layer: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -278,7 +281,7 @@ def test_results_with_more_values_than_32_bits_count() -> None:
 
 def test_every_kernel_that_was_compiled_serves_by_name() -> None:
     library = native.cuda.require()
-    layers = {8: LAYERS["int8-two_bit"]().pack().cuda(), None: LAYERS["float"]().pack().cuda()}
+    layers = [LAYERS[kind]().pack().cuda() for kind in ("int8-two_bit", "float", "w1a1")]
     try:
         for name in library.kernels:
             if name in library.unproven:
@@ -286,16 +289,15 @@ def test_every_kernel_that_was_compiled_serves_by_name() -> None:
                     native.cuda.select_kernel(name)
                 continue
             native.cuda.select_kernel(name)
-            layer = layers[None if name == "float" else 8]
             served = 0
-            for tokens in (1, 4, 32, 256):
+            for layer, tokens in itertools.product(layers, (1, 4, 32, 256)):
                 x = exact(tokens, layer.in_features)
                 with torch.no_grad(), contextlib.suppress(NativeError):  # not every kernel takes as many
                     y = layer(x)
                     assert_as_reference(layer, x, y)
                     assert layer.last_kernel.split("/")[3] == name
                     served += 1
-            assert served or (name == "wgmma" and torch.cuda.get_device_capability() != (9, 0))
+            assert served or (name in FOR_HOPPER and torch.cuda.get_device_capability() != (9, 0))
     finally:
         native.cuda.select_kernel(None)
 

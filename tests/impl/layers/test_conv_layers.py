@@ -398,13 +398,13 @@ def test_attributes_of_the_geometry_cannot_be_set(cls, name):
 def test_the_weight_is_described_once_whatever_the_call(bits, learns, monkeypatch):
     """Float activations and calls with gradients described it anew each time."""
     made = []
-    real = native.PreparedConv
+    real = native.prepare_conv
 
     def counted(*arguments):
         made.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(native, "PreparedConv", counted)
+    monkeypatch.setattr(native, "prepare_conv", counted)
     layer = TernaryConv2d(3, 4, 3, activation_bits=bits).pack()
     x = torch.randn(2, 3, 5, 5, requires_grad=learns)
     expected = reference(layer, x)
