@@ -74,7 +74,7 @@ __device__ __forceinline__ void add_taps(const ByteConv& task, const Room& room,
       const int64_t pixel = room.pixels[tap][warp * kOfThread + i];
       at[i] = pixel < 0 ? -1 : pixel * task.pixel_bytes + group * task.group_bytes;
     }
-    if (SINGLE) {
+    if constexpr (SINGLE) {
       const int32_t code = static_cast<const int8_t*>(codes)[tap * rows];
 #pragma unroll
       for (int plane = 0; plane < PLANES; ++plane) {
@@ -84,18 +84,18 @@ __device__ __forceinline__ void add_taps(const ByteConv& task, const Room& room,
           sums[plane][i] += code * x;
         }
       }
-      continue;
-    }
+    } else {
 #pragma unroll 2
-    for (int64_t word = 0; word < words; ++word) {
-      const uint32_t code = static_cast<const uint32_t*>(codes)[(tap * words + word) * rows];
+      for (int64_t word = 0; word < words; ++word) {
+        const uint32_t code = static_cast<const uint32_t*>(codes)[(tap * words + word) * rows];
 #pragma unroll
-      for (int plane = 0; plane < PLANES; ++plane) {
+        for (int plane = 0; plane < PLANES; ++plane) {
 #pragma unroll
-        for (int i = 0; i < kOfThread; ++i) {
-          const uint32_t x = at[i] < 0 ? border[plane][i]
-                                       : *reinterpret_cast<const uint32_t*>(task.image[plane] + at[i] + 4 * word);
-          sums[plane][i] = dp4a_signed(code, x, sums[plane][i]);
+          for (int i = 0; i < kOfThread; ++i) {
+            const uint32_t x = at[i] < 0 ? border[plane][i]
+                                         : *reinterpret_cast<const uint32_t*>(task.image[plane] + at[i] + 4 * word);
+            sums[plane][i] = dp4a_signed(code, x, sums[plane][i]);
+          }
         }
       }
     }

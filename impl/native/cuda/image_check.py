@@ -71,13 +71,22 @@ CASES = (
 )
 
 
+def _fractions(least: int, end: int, shape: tuple[int, ...], unit: int, generator: torch.Generator) -> Tensor:
+    """Float32 multiples of 1 / ``unit``, whatever torch's defaults are."""
+    return torch.randint(least, end, shape, generator=generator, device="cpu").to(torch.float32) / unit
+
+
+def _filled(count: int, value: float) -> Tensor:
+    return torch.full((count,), value, dtype=torch.float32, device="cpu")
+
+
 def _drawn(format: str, components: int, rows: int, cols: int, generator: torch.Generator) -> PackedWeight:
     codes = torch.randint(
         -1, 2, (components, rows, cols), dtype=torch.int8, generator=generator, device="cpu"
     )
     if format == "binary":
         codes = (codes >= 0).to(torch.int8) * 2 - 1
-    scales = torch.randint(1, 257, (components, rows, 1), generator=generator, device="cpu") / 4096
+    scales = _fractions(1, 257, (components, rows, 1), 4096, generator)
     return PackedWeight.from_codes(codes, scales, format, None)
 
 
@@ -98,12 +107,8 @@ class ConvSample:
         cols = case.geometry.taps * case.channels // case.groups
         weight = _drawn(case.format, case.components, case.rows, cols, generator)
         shape = (2, case.channels, *case.size)
-        x = (torch.randint(-256, 257, shape, generator=generator, device="cpu") / 64).to(case.dtype)
-        bias = (
-            torch.randint(-64, 65, (case.rows,), generator=generator, device="cpu") / 16
-            if case.bias
-            else None
-        )
+        x = _fractions(-256, 257, shape, 64, generator).to(case.dtype)
+        bias = _fractions(-64, 65, (case.rows,), 16, generator) if case.bias else None
         reference = getattr(functional, f"{operator_of(case.format, 'conv')}_python")
         self.expected: Tensor = reference(x, weight, case.geometry, bias, case.bits)
         self.x = x.to(device)
@@ -169,10 +174,10 @@ def _complaint_of(
     generator = torch.Generator().manual_seed(rows)
     weight = _drawn(format, 1, rows, channels * (9 if image else 1), generator)
     shape = (3, channels, 6, 7) if image else (5, channels)
-    x = torch.randint(-256, 257, shape, generator=generator, device="cpu") / 64
+    x = _fractions(-256, 257, shape, 64, generator)
     taken: Tensor | Signs = x
     if takes_signs:
-        edges = [torch.full((channels,), edge) for edge in (0.0, torch.inf, -torch.inf, torch.inf)]
+        edges = [_filled(channels, edge) for edge in (0.0, torch.inf, -torch.inf, torch.inf)]
         taken = Thresholds(*edges).signs_of(x, image)
         x = taken.to_float(torch.float32, image)
     family = "conv" if image else "linear"
@@ -180,8 +185,8 @@ def _complaint_of(
     y: Tensor = reference(x, weight, geometry, None, bits) if image else reference(x, weight, None, bits)
     thresholds = None
     if gives_signs:
-        lower = torch.randint(-64, 65, (rows,), generator=generator, device="cpu") / 64
-        thresholds = Thresholds(lower, lower + 1, torch.full((rows,), -1e30), torch.full((rows,), 1e30))
+        lower = _fractions(-64, 65, (rows,), 64, generator)
+        thresholds = Thresholds(lower, lower + 1, _filled(rows, -1e30), _filled(rows, 1e30))
     prepared = PreparedCudaSigns(_there(weight, device), None, geometry, _moved(thresholds, device), bits)
     if isinstance(taken, Signs):
         taken = taken._replace(bits=taken.bits.to(device), scale=taken.scale.to(device))

@@ -84,22 +84,26 @@ def test_several_tiles_of_float_activations(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_kernel_by_name(emulated: EmulatedLibrary) -> None:
     served = []
-    _, weight = ternary("base3", 1, 40, 192)
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (1, 40, 192), dtype=torch.int8, generator=generator) * 2 - 1
+    binary = PackedWeight.from_codes(signs, torch.ones(1, 40, 1), "binary", None)
+    _, base3 = ternary("base3", 1, 40, 192)
     for name in emulated.kernels_here:
         native.cuda.select_kernel(name)
-        bits = None if name == "float" else 8
-        for tokens in (1, 20, 70, 1):
-            x = inputs(tokens, 192)
-            call = PreparedCudaLinear(weight, None, bits)
-            with contextlib.suppress(NativeError):
-                y = call(x)
-                torch.testing.assert_close(y, reference(weight, x, None, bits), rtol=1e-5, atol=1e-4)
-                assert call.kernel.split("/")[3] == name
-                served.append(name)
+        for weight, bits in ((base3, None), (base3, 8), (binary, 1), (binary, 8)):
+            operator = getattr(functional, f"{native.operator_of(weight.format)}_python")
+            for tokens in (1, 20, 70, 1):
+                x = inputs(tokens, 192)
+                call = PreparedCudaLinear(weight, None, bits)
+                with contextlib.suppress(NativeError):
+                    y = call(x)
+                    torch.testing.assert_close(y, operator(x, weight, None, bits), rtol=1e-5, atol=1e-4)
+                    assert call.kernel.split("/")[3] in (name, "decode+mm")
+                    served.append(name)
     assert set(served) == set(emulated.kernels_here)
     native.cuda.select_kernel("any")
     with pytest.raises(NativeError, match="kernel any was chosen, but it takes quantised activations"):
-        PreparedCudaLinear(weight, None, None)(inputs(1, 192))
+        PreparedCudaLinear(base3, None, None)(inputs(1, 192))
 
 
 def test_a_prepared_call_follows_the_rows_and_the_choice_of_kernel(emulated: EmulatedLibrary) -> None:

@@ -114,7 +114,7 @@ def test_capabilities_tell_of_library_and_devices(emulated: EmulatedLibrary) -> 
     assert json.loads(json.dumps(plain)) == plain
     cuda = found.cuda
     assert cuda.library == str(emulated.path)
-    assert (cuda.why_not, cuda.abi, cuda.toolkit) == ("", 1, "0.0")
+    assert (cuda.why_not, cuda.abi, cuda.toolkit) == ("", 2, "0.0")
     assert cuda.architectures == ("emulated",)
     assert cuda.kernels == emulated.kernels
     assert [(d.index, d.architecture, d.self_check) for d in cuda.devices] == [

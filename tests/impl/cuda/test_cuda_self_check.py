@@ -30,7 +30,8 @@ _Y = 7  # place of y's address among the fields of a call
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All cases take seconds here."""
-    monkeypatch.setattr(self_check, "CASES", self_check._SMALL[:3] + self_check._FLOAT[:1])
+    binary = self_check._BINARY[:1] + self_check._BINARY[5:6]
+    monkeypatch.setattr(self_check, "CASES", self_check._SMALL[:3] + self_check._FLOAT[:1] + binary)
     monkeypatch.setattr(image_check, "CASES", image_check.CASES[:1])
 
 
