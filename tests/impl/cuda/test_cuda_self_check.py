@@ -192,7 +192,7 @@ def test_errors_of_the_library_count_as_wrong(
     emulated: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(emulated, "linear", lambda *_: 2)
-    assert all("ternary_linear" in reason for reason in self_check.check(emulated, 0).values())
+    assert all("_linear" in reason for reason in self_check.check(emulated, 0).values())
     assert native.cuda.found_wrong(0) is None
 
 
