@@ -8,6 +8,7 @@ from impl.native.cuda.calls import PreparedCudaLinear, pack, unpack
 from impl.native.cuda.convolution import PreparedCudaConv
 from impl.native.cuda.devices import found_wrong, settled, why_not
 from impl.native.cuda.library import ABI_VERSION, CudaLibrary, asked_for, load, require
+from impl.native.cuda.preference import preferring
 from impl.native.cuda.signs import PreparedCudaSigns
 from impl.native.library import NativeError
 
@@ -48,6 +49,7 @@ __all__ = [
     "library_path",
     "load",
     "pack",
+    "preferring",
     "require",
     "select_kernel",
     "settled",
