@@ -119,8 +119,10 @@ def steps(root: Path, work: Path, architectures: str, jobs: int) -> list[Step]:
         Step("tests-gpu", (*pytest, "tests/impl/cuda"), 100),
         Step("doctor", (*bitbench, "doctor"), 15, advice=True),
         Step("selftest", (*bitbench, "selftest"), 40),
-        Step("gpu", (*bitbench, "run", "suites/gpu.yaml", *options), 300),
-        # Of the other two what ten minutes have room for: a model, and one shape of each.
+        Step("gpu", (*bitbench, "run", "suites/gpu.yaml", *options), 400),
+        # Of the others what a second call has room for (--only configure --only build --only vision ...):
+        # convolutions from signs to signs, a model, and one shape of each.
+        Step("vision", (*run("vision"), "--only", "conv2d/", "--only", "block/512x512/", *options), 200),
         Step("llm", (*run("llm"), "--only", "decode/", "--only", "linear/8192x2048/", *options), 120),
         Step("kernels", (*run("kernels"), "--only", "linear/4096x4096/", *options), 120),
         Step("tests-emulated", (*pytest, *emulated), 300),

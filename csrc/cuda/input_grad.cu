@@ -9,6 +9,7 @@
 #include "../common/checks.h"
 #include "block.cuh"
 #include "bytes.cuh"
+#include "kernels.h"
 #include "weight.h"
 
 namespace bitimpl {
@@ -289,9 +290,21 @@ int64_t row_bytes_of(const Weight& w) {
   return ceil_div<int64_t>(w.groups, Chunk<BITIMPL_TWO_BIT>::kGroups) * Chunk<BITIMPL_TWO_BIT>::kBytes;
 }
 
-int64_t workspace_of(const Weight& w, int64_t tokens) {
+// `weight`, or the two_bit one of the same values, whose codes are still to be written.
+Weight describe_bytes(bitimpl_weight weight) {
+  if (weight.format == BITIMPL_BINARY) weight.format = BITIMPL_TWO_BIT;
+  return describe(weight);
+}
+
+// Of the workspace: for the codes of `w` where `weight` has bits.
+int64_t spread_bytes(const bitimpl_weight& weight, const Weight& w) {
+  if (weight.format != BITIMPL_BINARY) return 0;
+  return ceil_div(w.components * w.groups * w.cols, kAlignment) * kAlignment;
+}
+
+int64_t workspace_of(const bitimpl_weight& weight, const Weight& w, int64_t tokens) {
   const int64_t line = row_bytes_of(w) + static_cast<int64_t>(sizeof(float) + sizeof(int32_t));
-  return w.components * tokens * line + kAlignment - 1;
+  return spread_bytes(weight, w) + w.components * tokens * line + kAlignment - 1;
 }
 
 template <int FORMAT>
@@ -323,10 +336,6 @@ int start(Gradient task, Stream stream) {
 int check_weight_of_gradient(const bitimpl_weight* weight, bool with_scales) {
   int status = check_weight(weight, with_scales);
   if (status != BITIMPL_OK) return status;
-  if (weight->format == BITIMPL_BINARY) {
-    return fail(BITIMPL_UNSUPPORTED, "there is no CUDA kernel for the int8 gradient of binary weights: use the torch "
-                "reference (BITIMPL_BACKEND=torch)");
-  }
   if (weight->rows > kMostRows) {
     return fail(BITIMPL_UNSUPPORTED,
                 "the weight has %lld rows; its int8 gradient is exact up to %lld: cut it", show(weight->rows),
@@ -374,7 +383,7 @@ int64_t bitimpl_cuda_input_grad_workspace(const bitimpl_weight* weight, int64_t 
   clear_error();
   if (check_weight_of_gradient(weight, false) != BITIMPL_OK) return -1;
   if (check_tokens_of_gradient(*weight, rows) != BITIMPL_OK) return -1;
-  return rows == 0 ? 0 : workspace_of(describe(*weight), rows);
+  return rows == 0 ? 0 : workspace_of(*weight, describe_bytes(*weight), rows);
 }
 
 int bitimpl_cuda_input_grad(const bitimpl_weight* weight, const bitimpl_matrix* dy, const bitimpl_matrix* dx,
@@ -385,10 +394,10 @@ int bitimpl_cuda_input_grad(const bitimpl_weight* weight, const bitimpl_matrix* 
   if (device_at(device) == nullptr) return last_status();
   if (dy->rows == 0) return BITIMPL_OK;
   Gradient task = {};
-  task.weight = describe(*weight);
+  task.weight = describe_bytes(*weight);
   task.dy = *dy;
   task.dx = *dx;
-  const int64_t needed = workspace_of(task.weight, dy->rows);
+  const int64_t needed = workspace_of(*weight, task.weight, dy->rows);
   if (workspace == nullptr || workspace_bytes < needed) {
     return fail(BITIMPL_INVALID_ARGUMENT,
                 "workspace holds %lld bytes at %p, the call needs %lld: size it with "
@@ -397,11 +406,17 @@ int bitimpl_cuda_input_grad(const bitimpl_weight* weight, const bitimpl_matrix* 
   }
   const int64_t lines = task.weight.components * dy->rows;
   task.row_bytes = row_bytes_of(task.weight);
-  task.q = reinterpret_cast<int8_t*>((reinterpret_cast<uintptr_t>(workspace) + kAlignment - 1) / kAlignment *
-                                     kAlignment);
+  uint8_t* memory = reinterpret_cast<uint8_t*>(
+      (reinterpret_cast<uintptr_t>(workspace) + kAlignment - 1) / kAlignment * kAlignment);
+  task.q = reinterpret_cast<int8_t*>(memory + spread_bytes(*weight, task.weight));
   task.scale = reinterpret_cast<float*>(task.q + lines * task.row_bytes);
   task.sums = reinterpret_cast<int32_t*>(task.scale + lines);
   const DeviceGuard current(device);
+  if (weight->format == BITIMPL_BINARY) {
+    task.weight.codes = memory;
+    const int spread = spread_bits(weight->codes, task.weight, stream);
+    if (spread != BITIMPL_OK) return spread;
+  }
   if (weight->format == BITIMPL_BASE3) return start<BITIMPL_BASE3>(task, stream);
   return start<BITIMPL_TWO_BIT>(task, stream);
 }

@@ -1,6 +1,7 @@
 // Latent weights into packed codes, scales and the mask of the straight-through estimator. With a scale a row
 // (or group) a block takes a row group: it finds the thresholds, a warp a row, and packs what it has just
-// read, so that the weights come from memory once. One scale for all takes a pass over them before.
+// read, so that the weights come from memory once. One scale for all takes a pass over them before. Signs lie
+// row by row: a warp takes one.
 #include "../common/checks.h"
 #include "block.cuh"
 #include "bytes.cuh"
@@ -74,6 +75,7 @@ __device__ __forceinline__ float mean_of(double total, int64_t count) {
 __device__ __forceinline__ Line line_of(const Sums& all, int64_t n, int32_t rule) {
   constexpr float kFloor = 1e-5f;
   if (rule == BITIMPL_RULE_TWN) return {0.7f * mean_of(all.total, n), 0.0f};
+  if (rule == BITIMPL_RULE_SIGN) return {0.0f, mean_of(all.total, n)};
   float scale = float_of_bits(all.largest);
   if (rule == BITIMPL_RULE_ABSMEAN) {
     const float mean = mean_of(all.total, n);
@@ -216,6 +218,41 @@ __global__ void __launch_bounds__(Digits<FORMAT>::kRows* kWarp) quantize_weight_
   }
 }
 
+// Signs: a warp a row, a thread a byte of its codes and of its mask.
+__global__ void __launch_bounds__(kSumWarps* kWarp) quantize_signs_kernel(Quantisation task) {
+  const Weight& w = task.weight;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kSumWarps + threadIdx.x / kWarp;
+  if (row >= w.rows) return;
+  const int lane = threadIdx.x % kWarp;
+  for (int32_t segment = 0; segment < w.segments && !task.per_tensor; ++segment) {
+    const int64_t first = segment * w.segment;
+    const int64_t last = least(first + w.segment, w.cols);
+    const Line line = line_of(sum_line(task.latent, row, first, last, -1.0f), last - first, task.rule);
+    if (lane == 0) task.scales[row * w.segments + segment] = line.scale;
+  }
+  const int64_t row_bytes = ceil_div<int64_t>(w.cols, kUnitColumns);
+  uint8_t* codes = const_cast<uint8_t*>(w.codes) + row * row_bytes;
+  for (int64_t unit = lane; unit < row_bytes; unit += kWarp) {
+    uint32_t positive = 0;
+    uint32_t inside = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t column = unit * kUnitColumns + 4 * half;
+      const int valid = static_cast<int>(least<int64_t>(4, w.cols - column));
+      if (valid <= 0) continue;
+      float value[4];
+      load_floats(task.latent.data, task.latent.dtype, row * task.latent.row_stride + column, valid, value);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        positive |= static_cast<uint32_t>(i < valid && value[i] >= 0.0f) << (4 * half + i);
+        inside |= static_cast<uint32_t>(i < valid && fabsf(value[i]) <= 1.0f) << (4 * half + i);
+      }
+    }
+    codes[unit] = static_cast<uint8_t>(positive);
+    if (task.mask != nullptr) task.mask[row * row_bytes + unit] = static_cast<uint8_t>(inside);
+  }
+}
+
 // ---- the mask on a gradient ------------------------------------------------------------------------------
 
 __global__ void __launch_bounds__(kFinishThreads)
@@ -273,6 +310,12 @@ int start_codes(const Quantisation& task, Stream stream) {
   return launch(quantize_weight_kernel<FORMAT>, grid, task);
 }
 
+int start_signs(const Quantisation& task, Stream stream) {
+  const uint32_t blocks = static_cast<uint32_t>(ceil_div<int64_t>(task.weight.rows, kSumWarps));
+  const Grid grid = {{blocks}, {kSumWarps * kWarp}, 0, stream};
+  return launch(quantize_signs_kernel, grid, task);
+}
+
 // The weight that a call makes, without scales.
 bitimpl_weight result_of(const bitimpl_cuda_latent_call& call) {
   bitimpl_weight weight = {};
@@ -292,14 +335,15 @@ int check_call(const bitimpl_cuda_latent_call& call) {
   const bitimpl_weight weight = result_of(call);
   if (status == BITIMPL_OK) status = check_weight(&weight, false);
   if (status != BITIMPL_OK) return status;
-  if (call.format == BITIMPL_BINARY) {
-    return fail(BITIMPL_INVALID_ARGUMENT,
-                "format is %d (binary): ternary codes take %d (two_bit) or %d (base3)", call.format,
-                BITIMPL_TWO_BIT, BITIMPL_BASE3);
+  if (call.rule < BITIMPL_RULE_ABSMEAN || call.rule > BITIMPL_RULE_SIGN) {
+    return fail(BITIMPL_INVALID_ARGUMENT, "rule is %d: use %d (absmean), %d (absmax), %d (twn) or %d (sign)",
+                call.rule, BITIMPL_RULE_ABSMEAN, BITIMPL_RULE_ABSMAX, BITIMPL_RULE_TWN, BITIMPL_RULE_SIGN);
   }
-  if (call.rule < BITIMPL_RULE_ABSMEAN || call.rule > BITIMPL_RULE_TWN) {
-    return fail(BITIMPL_INVALID_ARGUMENT, "rule is %d: use %d (absmean), %d (absmax) or %d (twn)", call.rule,
-                BITIMPL_RULE_ABSMEAN, BITIMPL_RULE_ABSMAX, BITIMPL_RULE_TWN);
+  if ((call.format == BITIMPL_BINARY) != (call.rule == BITIMPL_RULE_SIGN)) {
+    return fail(BITIMPL_INVALID_ARGUMENT,
+                "format is %d and rule %d: format %d (binary) goes with rule %d (sign), ternary rules with %d "
+                "(two_bit) or %d (base3)",
+                call.format, call.rule, BITIMPL_BINARY, BITIMPL_RULE_SIGN, BITIMPL_TWO_BIT, BITIMPL_BASE3);
   }
   if (call.per_tensor != 0 && call.group_size != 0) {
     return fail(BITIMPL_INVALID_ARGUMENT, "per_tensor and group_size %lld exclude each other: set one to 0",
@@ -339,6 +383,7 @@ int run(const bitimpl_cuda_latent_call& call, int32_t index, Stream stream) {
     const int status = start_tensor(task, stream);
     if (status != BITIMPL_OK) return status;
   }
+  if (call.format == BITIMPL_BINARY) return start_signs(task, stream);
   if (call.format == BITIMPL_BASE3) return start_codes<BITIMPL_BASE3>(task, stream);
   return start_codes<BITIMPL_TWO_BIT>(task, stream);
 }

@@ -148,28 +148,31 @@ int bitimpl_cuda_binarize(const bitimpl_cuda_binarize_call* call, int32_t device
 
 /* ---- training ----------------------------------------------------------------------------- */
 
-/* How a line of latent weights (the whole tensor, a row, or a scale group of a row) becomes ternary codes and
- * a scale: code = sign(w) where |w| > threshold, else 0. Means are summed in float64, in an order that is the
+/* How a line of latent weights (the whole tensor, a row, or a scale group of a row) becomes codes and a scale.
+ * Ternary rules: code = sign(w) where |w| > threshold, else 0. Means are summed in float64, in an order that is the
  * same on every device, and rounded once to float32.
  *   absmean  scale = max(mean |w|, 1e-5), threshold = scale / 2 (b1.58: round(w / scale) to even, -1 .. 1)
  *   absmax   scale = max |w|, threshold = scale / 2
  *   twn      threshold = 0.7 mean |w|, scale = mean |w| of the weights beyond it, 0 where there are none
- * A line with a NaN or infinity gets the codes 0 where |w| is not beyond the threshold, and a scale that is
- * NaN or infinity too. */
-typedef enum bitimpl_ternary_rule {
+ * Binary:
+ *   sign     code = +1 where w >= 0 (also at -0.0), else -1, scale = mean |w|
+ * A line with a NaN or infinity gets a scale that is NaN or infinity too; its ternary codes are 0 where |w| is not
+ * beyond the threshold, the code of a NaN is 0 (sign: -1). */
+typedef enum bitimpl_latent_rule {
   BITIMPL_RULE_ABSMEAN = 0,
   BITIMPL_RULE_ABSMAX = 1,
-  BITIMPL_RULE_TWN = 2
-} bitimpl_ternary_rule;
+  BITIMPL_RULE_TWN = 2,
+  BITIMPL_RULE_SIGN = 3
+} bitimpl_latent_rule;
 
 /* Latent weights into packed codes and scales, in one go: what a training step does once, before the forward
  * pass; its codes and scales then serve bitimpl_cuda_linear and bitimpl_cuda_input_grad until the weights
  * change. */
 typedef struct bitimpl_cuda_latent_call {
   bitimpl_matrix latent; /* [rows, cols], any bitimpl_dtype */
-  int32_t rule;          /* bitimpl_ternary_rule */
+  int32_t rule;          /* bitimpl_latent_rule */
   int32_t per_tensor;    /* 1: one scale for all, and group_size 0; 0: one for each row and scale group */
-  int32_t format;        /* TWO_BIT or BASE3, one component */
+  int32_t format;        /* TWO_BIT or BASE3, with the rule sign BINARY; one component */
   int32_t reserved;
   int64_t group_size;
   uint8_t* codes;        /* out: bitimpl_codes_bytes(...) bytes */
@@ -195,7 +198,7 @@ int bitimpl_cuda_apply_mask(const uint8_t* mask, const bitimpl_matrix* grad, int
  *       q[n] = round_half_even(v[n] * (127 / amax));  t = t + (amax / 127) * float(sum q[n] * code(c, n, k))
  *     dx[m, k] = t rounded once to its type
  * A row of dy with a NaN or infinity makes that row of dx NaN and no other. dy, dx: any bitimpl_dtype each;
- * weights of TWO_BIT and BASE3 with up to 2^24 - 1 rows. Bytes of workspace, any alignment, or -1. */
+ * weights of any format with up to 2^24 - 1 rows. Bytes of workspace, any alignment, or -1. */
 int64_t bitimpl_cuda_input_grad_workspace(const bitimpl_weight* weight, int64_t rows);
 int bitimpl_cuda_input_grad(const bitimpl_weight* weight, const bitimpl_matrix* dy, const bitimpl_matrix* dx,
                             void* workspace, int64_t workspace_bytes, int32_t device, void* stream);

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from impl.checks import SCALES, check_choice
 from impl.layers.base import QuantizedLinear
+from impl.layers.int8_training import Int8Training
 from impl.layers.rules import BinaryWeight
 
 
-class BinaryLinear(BinaryWeight, QuantizedLinear):
+class BinaryLinear(Int8Training, BinaryWeight, QuantizedLinear):
     """Linear layer with weights -1 and +1 times a scale: 1 bit per weight once packed.
 
     The scale mean|w| is the least-squares one (Rastegari et al., 2016). ``activation_bits``: None
     (float), 16, 8, 2 (ternary values) or 1 (signs; the scale mean|x| of each row). ``ste`` names the
     gradient of the weight's sign (:data:`impl.quantizers.STE`).
+
+    ``int8_training`` trains with int8 products, in the forward pass and towards the input, in place of
+    float ones: see :class:`~impl.layers.int8_training.Int8Training`. It goes with ``activation_bits`` 8
+    or 1, and ``ste`` "identity" or "clip"; ValueError for others.
     """
+
+    int8_rules: ClassVar[tuple[str, ...]] = ("sign",)
+    int8_activation_bits: ClassVar[tuple[int, ...]] = (8, 1)
+    rule = "sign"
 
     def __init__(
         self,
@@ -31,6 +42,7 @@ class BinaryLinear(BinaryWeight, QuantizedLinear):
         scale_dtype: torch.dtype = torch.float32,
         ste: str = "clip",
         format: str = "binary",
+        int8_training: bool = False,
     ) -> None:
         super().__init__(
             in_features,
@@ -46,3 +58,4 @@ class BinaryLinear(BinaryWeight, QuantizedLinear):
             scale_dtype=scale_dtype,
             ste=ste,
         )
+        self.int8_training = int8_training

@@ -42,6 +42,7 @@ class BinaryConv(BinaryWeight, QuantizedConv):
         scale_dtype: torch.dtype = torch.float32,
         ste: str = "clip",
         format: str = "binary",
+        int8_training: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -61,6 +62,7 @@ class BinaryConv(BinaryWeight, QuantizedConv):
             scale=check_choice("scale", scale, SCALES),
             scale_dtype=scale_dtype,
             ste=ste,
+            int8_training=int8_training,
         )
 
 

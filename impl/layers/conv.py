@@ -59,6 +59,7 @@ class QuantizedConv(ConvAttributes, QuantizedLayer):
         dtype: torch.dtype | None,
         *,
         padding_value: float,
+        int8_training: bool,
         **options: Any,
     ) -> None:
         in_channels = check_positive("in_channels", in_channels)
@@ -77,6 +78,22 @@ class QuantizedConv(ConvAttributes, QuantizedLayer):
         super().__init__(shape, bias, device, dtype, group_size=None, **options)
         self.in_channels, self.out_channels = in_channels, out_channels
         self._take_geometry(geometry, padding)
+        self.int8_training = int8_training
+
+    @property
+    def int8_training(self) -> bool:
+        """False, and ValueError where it is set to True: training with int8 products is for linear layers."""
+        return False
+
+    @int8_training.setter
+    def int8_training(self, value: bool) -> None:
+        if type(value) is not bool:
+            raise TypeError(f"int8_training must be True or False, got {value!r}")
+        if value:
+            raise ValueError(
+                f"int8_training=True is for linear layers: {type(self).__name__} has no int8 product towards "
+                "its input. Leave it out, and train convolutions in bfloat16 under torch.autocast"
+            )
 
     @classmethod
     def _dims(cls) -> int:

@@ -1,11 +1,11 @@
-"""Training of ternary linear layers with int8 products in place of float ones."""
+"""Training of binary and ternary linear layers with int8 products in place of float ones."""
 
 from __future__ import annotations
 
 import functools
 import weakref
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from impl.layers.calls import autocast, is_plain, refuse_derivatives
 from impl.layers.quantized import QuantizedLayer
 from impl.ops.int8_training import RULES
 from impl.packing import FORMATS, PackedWeight
+from impl.parameters import BinaryParameter
 from impl.quantizers import Quantized
 
 #: Estimators whose slope is 1, or 1 and 0.
@@ -24,14 +25,15 @@ ESTIMATORS = ("identity", "clip")
 
 
 class Int8Training(QuantizedLayer):
-    """The half of a linear layer that trains one ternary component with int8 products.
+    """The half of a linear layer that trains one binary or ternary component with int8 products.
 
     With ``int8_training`` the latent form computes what the packed one computes, from codes that are made
-    once for every state of the weight: int8 activations times ternary codes, exact in integers. Backwards
+    once for every state of the weight: int8 activations (or signs) times codes, exact in integers. Backwards
 
     * grad_x: each row of grad times the scales is rounded to int8 (absmax of the row), multiplied by the
-      codes, exactly, and scaled back (``bitimpl_cuda_input_grad`` in ``impl_cuda.h``);
-    * grad_weight: grad^T times the int8 activations, in the dtype of x, where the estimator passes it;
+      codes, exactly, and scaled back (``bitimpl_cuda_input_grad`` in ``impl_cuda.h``); with signs for
+      activations, 0 outside their window (:func:`impl.quantizers.fake_quantize_activations`);
+    * grad_weight: grad^T times the quantised activations, in the dtype of x, where the estimator passes it;
     * grad_bias: the sum of grad.
 
     The codes are kept while the layer is in training mode, on one stream, and neither ``weight._version``
@@ -42,6 +44,10 @@ class Int8Training(QuantizedLayer):
     ``train()`` after either.
     """
 
+    int8_rules: ClassVar[tuple[str, ...]] = tuple(rule for rule in RULES if rule != "sign")
+    """Values of ``rule`` that int8 products can serve."""
+    int8_activation_bits: ClassVar[tuple[int, ...]] = (8,)
+    """Values of ``activation_bits`` that they can serve."""
     rule: str
     refit: bool = False
     _int8_training: bool = False
@@ -65,9 +71,9 @@ class Int8Training(QuantizedLayer):
     def _check_int8_training(self) -> None:
         """ValueError for options that int8 products cannot serve."""
         for name, own, allowed in (
-            ("activation_bits", self.activation_bits, (8,)),
+            ("activation_bits", self.activation_bits, self.int8_activation_bits),
             ("k", self.components, (1,)),
-            ("rule", self.rule, RULES),
+            ("rule", self.rule, self.int8_rules),
             ("ste", self.ste, ESTIMATORS),
         ):
             if own not in allowed:
@@ -131,6 +137,11 @@ class Int8Training(QuantizedLayer):
             y: Tensor = super()._forward_latent(x)  # type: ignore[misc]  # the layer's own
             return y
         weight: Tensor = self._latent("the latent weight")
+        if isinstance(weight, BinaryParameter):
+            raise TypeError(
+                f"int8_training=True trains a float weight, this one is a {type(weight).__name__}, which "
+                "holds signs only: set int8_training=False"
+            )
         refuse_derivatives(x, "layers with int8_training=True", "set int8_training=False")
         x = autocast(ops.check_input(x, self.in_features, weight.device))
         bias = self.bias
@@ -141,7 +152,15 @@ class Int8Training(QuantizedLayer):
             return self._int8_operator(x, weight, bias)
         codes, scales, mask = self._latent_codes(weight)
         y = ops.Int8TrainingFunction.apply(
-            x, weight, bias, codes, scales, mask, self.group_size or 0, FORMATS[self.format]
+            x,
+            weight,
+            bias,
+            codes,
+            scales,
+            mask,
+            self.group_size or 0,
+            FORMATS[self.format],
+            self.activation_bits,
         )
         self._serve(native.last_kernel())
         return y
@@ -157,6 +176,7 @@ class Int8Training(QuantizedLayer):
             mask,
             self.group_size or 0,
             FORMATS[self.format],
+            self.activation_bits,
         )
         return y
 

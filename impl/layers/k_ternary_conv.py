@@ -46,6 +46,7 @@ class MultiTernaryConv(MultiTernaryWeight, QuantizedConv):
         format: str = "base3",
         rule: str = "twn",
         refit: bool = True,
+        int8_training: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -65,6 +66,7 @@ class MultiTernaryConv(MultiTernaryWeight, QuantizedConv):
             scale="row",
             scale_dtype=scale_dtype,
             ste=ste,
+            int8_training=int8_training,
         )
         self.rule = check_choice("rule", rule, RULES)
         self.refit = refit

@@ -48,6 +48,7 @@ class TernaryConv(TernaryWeight, QuantizedConv):
         ste: str = "identity",
         format: str = "base3",
         rule: str = "absmean",
+        int8_training: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -67,6 +68,7 @@ class TernaryConv(TernaryWeight, QuantizedConv):
             scale=scale,
             scale_dtype=scale_dtype,
             ste=ste,
+            int8_training=int8_training,
         )
         self.rule = check_choice("rule", rule, RULES)
 

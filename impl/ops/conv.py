@@ -18,7 +18,14 @@ from impl import decoding, functional, native
 from impl.convolution import input_gradient
 from impl.functional.conv_reference import check_conv_input
 from impl.geometry import ConvGeometry, from_matrix
-from impl.ops.library import ACTIVATIONS, FORMAT_NAMES, check_device, packed_weight, register
+from impl.ops.library import (
+    ACTIVATIONS,
+    FORMAT_NAMES,
+    check_device,
+    packed_weight,
+    product_dtype,
+    register,
+)
 from impl.packing import FORMATS, PackedWeight
 from impl.quantizers import quantize_activations
 from impl.quantizers.activations import WINDOWS, passes_gradient
@@ -212,11 +219,13 @@ def _conv_input_grad(
     groups: int,
     size: Sequence[int],
 ) -> Tensor:
-    """Gradient [batch, channels, *spatial] = ``size`` in the dtype of grad, contiguous."""
+    """Gradient [batch, channels, *spatial] = ``size`` in the dtype of grad, contiguous; multiplied in
+    :func:`product_dtype` of grad."""
     geometry = geometry_of(kernel, stride, padding, dilation, groups)
     weight = packed_weight(codes, scales, rows, cols, components, 0, format)
-    decoded = from_matrix(decoding.dequantize_rows(weight, 0, rows), geometry)
-    return input_gradient(grad.to(torch.float32), decoded, geometry, list(size)).to(grad.dtype).contiguous()
+    dtype = product_dtype(grad)
+    decoded = from_matrix(decoding.dequantize_rows(weight, 0, rows), geometry).to(dtype)
+    return input_gradient(grad.to(dtype), decoded, geometry, list(size)).to(grad.dtype).contiguous()
 
 
 def _conv_input_grad_fake(

@@ -1,4 +1,4 @@
-"""Training of ternary linear layers with int8 products, forwards and towards the input.
+"""Training of binary and ternary linear layers with int8 products, forwards and towards the input.
 
 ``quantize_latent``            codes, scales and mask of a latent weight, once a step
 ``int8_training_linear``       the product with them, and the gradients of input, latent weight and bias
@@ -21,14 +21,15 @@ from impl import decoding, native
 from impl.checks import check_choice, check_weight, group_count
 from impl.ops.library import FORMAT_NAMES, check_device, packed_weight, register, without_autocast
 from impl.ops.linear import apply_linear
-from impl.packing import FORMATS, PackedWeight, codes_bytes, pack, unpack_sign_rows
+from impl.packing import PackedWeight, codes_bytes, pack, unpack_sign_rows
 from impl.packing.layout import pack_bits
-from impl.quantizers import quantize_activations, quantize_ternary
-from impl.quantizers.activations import absmax_codes
+from impl.quantizers import quantize_activations, quantize_binary, quantize_ternary
+from impl.quantizers.activations import WINDOWS, absmax_codes, passes_gradient
 from impl.tiles import row_tiles
 
 RULES = tuple(native.cuda.training.RULES)
-"""Rules (:data:`impl.quantizers.RULES`) that the kernels know."""
+"""Rules that the kernels know: ``sign`` (:func:`impl.quantizers.quantize_binary`) for format ``binary``, some
+of :data:`impl.quantizers.RULES` for the others."""
 
 #: Least amax of a row of gradients, which are small: far below that of activations.
 _GRADIENT_FLOOR = 1e-36
@@ -51,6 +52,8 @@ def quantize_latent(
     """
     name = _format_name(format)
     check_choice("rule of int8 training", rule, RULES)
+    if (rule == "sign") != (name == "binary"):
+        raise ValueError(f"rule='sign' makes binary codes and no others do, got rule={rule!r} for {name}")
     weight = check_weight(weight, check_finite=False)
     kernels = native.training_kernels(weight.device, name) if weight.dtype in native.DTYPES else None
     if kernels is not None:
@@ -58,14 +61,16 @@ def quantize_latent(
             weight, rule, per_tensor=per_tensor, group_size=group_size or None, format=name, mask=mask
         )
     else:
-        found = quantize_ternary(
-            weight,
-            rule=rule,
-            scale="tensor" if per_tensor else "row",
-            group_size=group_size or None,
-            check_finite=False,
-            sum_dtype=torch.float64,
-        )
+        options: dict[str, Any] = {
+            "scale": "tensor" if per_tensor else "row",
+            "group_size": group_size or None,
+            "check_finite": False,
+            "sum_dtype": torch.float64,
+        }
+        if name == "binary":
+            found = quantize_binary(weight, **options)
+        else:
+            found = quantize_ternary(weight, rule=rule, **options)
         codes, scales = pack(found.codes, name, group_size or None), found.scales
         inside = pack_bits(weight.abs() <= 1) if mask else None
     return codes, scales, weight.new_empty(0, dtype=torch.uint8) if inside is None else inside
@@ -90,13 +95,9 @@ def _quantize_latent_fake(
 
 
 def _format_name(format: int) -> str:
-    name = FORMAT_NAMES.get(format)
-    if name in (None, "binary"):
-        raise ValueError(
-            f"format={format}: int8 training takes {FORMATS['two_bit']} (two_bit) or {FORMATS['base3']} "
-            "(base3)"
-        )
-    return str(name)
+    if format not in FORMAT_NAMES:
+        raise ValueError(f"format={format} is unknown, the formats are {FORMAT_NAMES}")
+    return FORMAT_NAMES[format]
 
 
 # ---- the product --------------------------------------------------------------------------------
@@ -105,7 +106,6 @@ def _format_name(format: int) -> str:
 def _weight_of(
     codes: Tensor, scales: Tensor, rows: int, cols: int, group_size: int, format: int
 ) -> PackedWeight:
-    _format_name(format)
     return packed_weight(codes, scales, rows, cols, 1, group_size, format)
 
 
@@ -118,9 +118,10 @@ def _linear(
     mask: Tensor | None,  # noqa: ARG001 - for the gradient
     group_size: int,
     format: int,
+    activation_bits: int,
 ) -> Tensor:
     packed = _weight_of(codes, scales, weight.shape[0], weight.shape[1], group_size, format)
-    return apply_linear("ternary_linear", x, packed, bias, 8)
+    return apply_linear(native.operator_of(packed.format), x, packed, bias, activation_bits)
 
 
 def _linear_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:  # noqa: ARG001 - the operator's
@@ -130,9 +131,11 @@ def _linear_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:  # noqa: ARG0
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch's
-    x, weight, bias, codes, scales, mask, group_size, format = inputs
+    x, weight, bias, codes, scales, mask, group_size, format, activation_bits = inputs
+    ctx.activation_bits = activation_bits
     # x itself, not its codes: it is likely to be kept by others anyway.
-    kept = x if ctx.needs_input_grad[1] else None
+    windowed = ctx.needs_input_grad[0] and activation_bits in WINDOWS
+    kept = x if ctx.needs_input_grad[1] or windowed else None
     ctx.save_for_backward(codes, scales, mask, kept)
     ctx.numbers = (*weight.shape, group_size, format)
     ctx.weight_dtype = weight.dtype
@@ -140,8 +143,8 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  #
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """x: int8 gradients times codes, passed on as it is, as 8 bits pass it. Weight: the product with the
-    quantised x, in the dtype of x, where the mask lets it through."""
+    """x: int8 gradients times codes, passed on as the activations pass it (8 bits: as it is). Weight: the
+    product with the quantised x, in the dtype of x, where the mask lets it through."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "int8_training has first derivatives only, backward(create_graph=True) asks for more: "
@@ -149,19 +152,23 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         )
     codes, scales, mask, x = ctx.saved_tensors
     rows, cols, *_ = ctx.numbers
+    bits = ctx.activation_bits
     grad_x = grad_weight = grad_bias = None
+    q, scale = (codes, scales) if x is None else quantize_activations(x, bits)  # looked at only with x
     if ctx.needs_input_grad[0]:
         grad_x = torch.ops.bitimpl.int8_linear_input_grad(grad, codes, scales, *ctx.numbers)
+        if bits in WINDOWS:
+            grad_x = grad_x * passes_gradient(x, scale, bits)
     flat = grad.reshape(-1, rows)
     if ctx.needs_input_grad[1]:
-        q, scale = quantize_activations(x.reshape(-1, cols), 8)
+        values = (q * scale).to(x.dtype).reshape(-1, cols)
         with without_autocast(grad.device):
-            grad_weight = (flat.t() @ (q * scale).to(x.dtype)).to(ctx.weight_dtype)
+            grad_weight = (flat.t() @ values).to(ctx.weight_dtype)
         if mask is not None:
             grad_weight = torch.ops.bitimpl.apply_ste_mask(grad_weight, mask)
     if ctx.needs_input_grad[2]:
         grad_bias = flat.sum(0).to(ctx.bias_dtype)
-    return grad_x, grad_weight, grad_bias, None, None, None, None, None
+    return grad_x, grad_weight, grad_bias, *(None for _ in range(6))
 
 
 class Int8TrainingFunction(torch.autograd.Function):
@@ -278,7 +285,7 @@ register(
 register(
     "int8_training_linear",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor codes, Tensor scales, Tensor? mask, int group_size, "
-    "int format) -> Tensor",
+    "int format, int activation_bits) -> Tensor",
     _linear,
     _linear_fake,
     _linear_setup,

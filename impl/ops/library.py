@@ -41,6 +41,17 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return torch.autocast(device.type, enabled=False)
 
 
+#: Types of devices whose products of bfloat16 gradients stay in bfloat16.
+BFLOAT16_PRODUCTS = frozenset({"cuda"})
+
+
+def product_dtype(grad: Tensor) -> torch.dtype:
+    """What a gradient is multiplied in: bfloat16 where it is that and the device multiplies it fast, else
+    float32 (float16 has not the range of scales and sums)."""
+    in_bfloat16 = grad.dtype == torch.bfloat16 and grad.device.type in BFLOAT16_PRODUCTS
+    return torch.bfloat16 if in_bfloat16 else torch.float32
+
+
 def packed_weight(
     codes: Tensor, scales: Tensor, rows: int, cols: int, components: int, group_size: int, format: int
 ) -> PackedWeight:

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from impl import decoding, functional, native
 from impl.checks import check_activations
-from impl.ops.library import ACTIVATIONS, FORMAT_NAMES, check_device, packed_weight, register
+from impl.ops.library import (
+    ACTIVATIONS,
+    FORMAT_NAMES,
+    check_device,
+    packed_weight,
+    product_dtype,
+    register,
+)
 from impl.packing import FORMATS, PackedWeight
 from impl.quantizers import quantize_activations
 from impl.quantizers.activations import WINDOWS, passes_gradient
@@ -93,12 +100,20 @@ def _linear_input_grad(
     group_size: int,
     format: int,
 ) -> Tensor:
-    """grad [..., rows] times the decoded weight, tile by tile: [..., cols] in the dtype of grad."""
+    """grad [..., rows] times the decoded weight, tile by tile: [..., cols] in the dtype of grad.
+
+    Tiles are multiplied in :func:`product_dtype` of grad; their products are added in float32.
+    """
     weight = packed_weight(codes, scales, rows, cols, components, group_size, format)
-    flat = grad.reshape(-1, rows).to(torch.float32)
-    out = flat.new_zeros((flat.shape[0], cols))
+    dtype = product_dtype(grad)
+    flat = grad.reshape(-1, rows).to(dtype)
+    out = flat.new_zeros((flat.shape[0], cols), dtype=torch.float32)
     for begin, end in row_tiles(weight):
-        out.addmm_(flat[:, begin:end], decoding.dequantize_rows(weight, begin, end))
+        tile = decoding.dequantize_rows(weight, begin, end)
+        if dtype == torch.float32:
+            out.addmm_(flat[:, begin:end], tile)
+        else:
+            out += flat[:, begin:end] @ tile.to(dtype)
     return out.to(grad.dtype).view(*grad.shape[:-1], cols)
 
 

@@ -43,27 +43,33 @@ class Quantized:
 
 
 def quantize_binary(
-    weight: Tensor, *, scale: str = "row", group_size: int | None = None, check_finite: bool = True
+    weight: Tensor,
+    *,
+    scale: str = "row",
+    group_size: int | None = None,
+    check_finite: bool = True,
+    sum_dtype: torch.dtype = torch.float32,
 ) -> Quantized:
     """Sign codes with the least-squares scale mean|w| (Rastegari et al., 2016).
 
     ``weight`` is any floating-point matrix [rows, cols]; a weight of 0 (or -0.0) counts as +1.
     ``scale`` is "row" or "tensor"; ``group_size`` gives every row a scale per so many columns.
     ``check_finite=False`` skips the search for NaN and infinity, which then reach the scales.
+    ``sum_dtype``: what means are summed in, as of :func:`quantize_ternary`.
     """
     weight = check_weight(weight, check_finite=check_finite)
     scope = _check_scope(scale, group_size)
     codes = torch.where(weight >= 0, 1, -1).to(torch.int8)
     if scope == "tensor":
-        scales = weight.abs().mean(dtype=torch.float32).view(1, 1)
+        scales = weight.abs().mean(dtype=sum_dtype).view(1, 1)
     elif group_size is None:
-        scales = weight.abs().mean(dim=-1, keepdim=True, dtype=torch.float32)
+        scales = weight.abs().mean(dim=-1, keepdim=True, dtype=sum_dtype)
     else:
         scales = torch.cat(
-            [part.abs().mean(-1, keepdim=True, dtype=torch.float32) for part in weight.split(group_size, -1)],
+            [part.abs().mean(-1, keepdim=True, dtype=sum_dtype) for part in weight.split(group_size, -1)],
             dim=-1,
         )
-    return Quantized(codes.unsqueeze(0), scales.unsqueeze(0), group_size)
+    return Quantized(codes.unsqueeze(0), scales.to(torch.float32).unsqueeze(0), group_size)
 
 
 def quantize_ternary(

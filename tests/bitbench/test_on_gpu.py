@@ -52,7 +52,8 @@ def perform(work: Path, *steps: Step, seconds: float = 60.0) -> list[tuple[str, 
 def test_it_fits_ten_minutes_and_names_what_exists() -> None:
     steps = on_gpu.steps(ROOT, Path("/work"), "90a", 16)
     assert [step.name for step in steps] == [
-        *("configure", "build", "tests-gpu", "doctor", "selftest", "gpu", "llm", "kernels", "tests-emulated"),
+        *("configure", "build", "tests-gpu", "doctor", "selftest"),
+        *("gpu", "vision", "llm", "kernels", "tests-emulated"),
     ]
     assert [step.name for step in steps if step.vital] == ["configure", "build"]
     for step in steps:
@@ -61,7 +62,7 @@ def test_it_fits_ten_minutes_and_names_what_exists() -> None:
                 assert (ROOT / word).is_file()
     text = " ".join(word for step in steps for word in step.command)
     assert "-DBITIMPL_CUDA_ARCHITECTURES=90a" in text
-    assert text.count("--device cuda") == text.count("--random-weights") == 3
+    assert text.count("--device cuda") == text.count("--random-weights") == 4
     assert "tests/csrc/test_cuda_linear.py" in text
 
 
@@ -80,7 +81,12 @@ def test_the_suites_it_runs_are_valid_as_it_runs_them() -> None:
         plan = expand(suite, device="cuda", only=only or None)
         assert not plan.data()
         found[step.name] = {point.workload for point in plan.points}
-    assert found == {"gpu": {"linear"}, "llm": {"linear", "decode"}, "kernels": {"linear"}}
+    assert found == {
+        "gpu": {"linear"},
+        "vision": {"conv2d", "block"},
+        "llm": {"linear", "decode"},
+        "kernels": {"linear"},
+    }
 
 
 def test_steps_run_in_order_and_their_output_is_kept(work: Path) -> None:

@@ -17,7 +17,6 @@ from kernel_library import (
     INVALID_ARGUMENT,
     OK,
     TWO_BIT,
-    UNSUPPORTED,
     Guarded,
     Matrix,
     Weight,
@@ -37,6 +36,7 @@ SHAPES = [
     (1, 330, 40, 0, 2),
     (1, 64, 513, 0, 8),
 ]
+FORMATS = pytest.mark.parametrize("fmt", [BINARY, TWO_BIT, BASE3], ids=["binary", "two_bit", "base3"])
 
 
 @pytest.fixture(params=[1, 2], ids=["order1", "order2"])
@@ -103,10 +103,12 @@ def check(actual: np.ndarray, expected: np.ndarray, dtype: int) -> None:
     np.testing.assert_array_equal(actual, from_dtype(to_dtype(expected, dtype), dtype))
 
 
-@pytest.mark.parametrize("fmt", [TWO_BIT, BASE3], ids=["two_bit", "base3"])
+@FORMATS
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_every_shape(emulated: CudaLibrary, shape: tuple[int, int, int, int, int], fmt: int) -> None:
     components, rows, cols, group_size, tokens = shape
+    if fmt == BINARY:
+        components = 1
     layout = Layout(fmt, components, rows, cols, group_size)
     rng = np.random.default_rng(list(shape))
     variant = rows + cols
@@ -134,7 +136,7 @@ def test_every_shape(emulated: CudaLibrary, shape: tuple[int, int, int, int, int
     check(actual, expected_of(from_dtype(dy, dy_dtype), layout.codes(), wide, group_size), dx_dtype)
 
 
-@pytest.mark.parametrize("fmt", [TWO_BIT, BASE3], ids=["two_bit", "base3"])
+@FORMATS
 def test_a_row_that_is_not_finite_makes_its_own_row_nan(emulated: CudaLibrary, fmt: int) -> None:
     layout = Layout(fmt, 1, 40, 20, 0)
     dy = np.random.default_rng(0).normal(size=(4, 40)).astype(np.float32)
@@ -159,7 +161,7 @@ def test_small_gradients_keep_their_digits_and_zeros_stay(emulated: CudaLibrary)
     np.testing.assert_allclose(actual[0], exact[0], atol=12 * np.abs(dy[0]).max() / 250)
 
 
-@pytest.mark.parametrize("fmt", [TWO_BIT, BASE3], ids=["two_bit", "base3"])
+@FORMATS
 def test_the_longest_sums(emulated: CudaLibrary, fmt: int) -> None:
     """All +1 and all -1 against the largest integers, many rows."""
     layout = Layout(fmt, 1, 20003, 3, 0)
@@ -184,7 +186,6 @@ def test_no_tokens_no_work(emulated: CudaLibrary) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [
-        ({"format": BINARY, "codes_bytes": 10}, UNSUPPORTED, "there is no CUDA kernel for binary weights"),
         ({"dy.cols": 4}, INVALID_ARGUMENT, "dy has 4 columns, the weight 5 rows: they must agree"),
         ({"dx.cols": 8}, INVALID_ARGUMENT, "dx is 2 x 8: make it 2 x 9"),
         ({"dx.rows": 1}, INVALID_ARGUMENT, "dx is 1 x 9: make it 2 x 9"),

@@ -13,9 +13,11 @@ from cuda_library import CudaLibrary
 from kernel_library import BASE3, BF16, BINARY, F16, F32, INVALID_ARGUMENT, OK, TWO_BIT, Guarded, Matrix
 from kernel_reference import codes_bytes, from_dtype, pack, segments, to_dtype
 
-from impl.quantizers import quantize_ternary
+from impl.quantizers import quantize_binary, quantize_ternary
 
-RULES = {"absmean": 0, "absmax": 1, "twn": 2}
+RULES = {"absmean": 0, "absmax": 1, "twn": 2, "sign": 3}
+TERNARY = ["absmean", "absmax", "twn"]
+MADE = [*((rule, fmt) for rule in TERNARY for fmt in (TWO_BIT, BASE3)), ("sign", BINARY)]
 #: (rows, cols, group_size): tails of row groups, steps, octets and words; more groups than a block holds.
 SHAPES = [
     (1, 1, 0), (5, 9, 8), (16, 64, 0), (20, 63, 0), (21, 127, 64), (31, 256, 24), (4, 1032, 8), (5, 531, 8),
@@ -98,6 +100,8 @@ def line_of(line: np.ndarray, rule: str) -> tuple[np.ndarray, np.float32]:
     """Codes and scale of a line, from the text of impl_cuda.h."""
     magnitude = np.abs(line)
     mean = np.float32(magnitude.astype(np.float64).sum() / line.size)
+    if rule == "sign":
+        return np.where(line >= 0, 1, -1).astype(np.int8), mean
     if rule == "absmax":
         scale = magnitude.max()
     elif rule == "absmean":
@@ -126,8 +130,7 @@ def expected_of(
     return codes, scales.reshape(-1)
 
 
-@pytest.mark.parametrize("fmt", [TWO_BIT, BASE3], ids=["two_bit", "base3"])
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize(("rule", "fmt"), MADE)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_codes_scales_and_mask(
     emulated: CudaLibrary, shape: tuple[int, int, int], rule: str, fmt: int
@@ -149,7 +152,7 @@ def test_codes_scales_and_mask(
         np.testing.assert_array_equal(mask, bits.reshape(-1))
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", TERNARY)
 @pytest.mark.parametrize("group_size", [None, 32])
 def test_agrees_with_the_quantizers_of_impl(emulated: CudaLibrary, rule: str, group_size: int | None) -> None:
     """Whose float32 means may differ in their last bits, no weight of these between the two."""
@@ -164,8 +167,39 @@ def test_agrees_with_the_quantizers_of_impl(emulated: CudaLibrary, rule: str, gr
     np.testing.assert_allclose(scales, ours.scales.numpy().reshape(-1), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("scale", "group_size"), [("row", None), ("row", 32), ("tensor", None)])
+def test_signs_agree_with_the_quantizer_of_impl(
+    emulated: CudaLibrary, scale: str, group_size: int | None
+) -> None:
+    weight = latent_weights(22, 130)
+    weight[3, 7], weight[4, 8] = 0.0, -0.0
+    ours = quantize_binary(
+        torch.from_numpy(weight), scale=scale, group_size=group_size, sum_dtype=torch.float64
+    )
+    packed, scales, _ = quantize(
+        emulated, weight, "sign", BINARY, group_size=group_size or 0, per_tensor=scale == "tensor"
+    )
+    np.testing.assert_array_equal(packed, pack(ours.codes.numpy(), BINARY, 0))
+    np.testing.assert_allclose(scales, ours.scales.numpy().reshape(-1), rtol=2**-23)
+
+
 @pytest.mark.parametrize("per_tensor", [False, True], ids=["row", "tensor"])
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_sign_that_is_not_finite_reaches_the_scale_of_its_line(
+    emulated: CudaLibrary, value: float, per_tensor: bool
+) -> None:
+    weight = latent_weights(7, 70)
+    weight[3, 66] = value
+    packed, scales, mask = quantize(emulated, weight, "sign", BINARY, per_tensor=per_tensor)
+    broken = np.array([True]) if per_tensor else np.arange(7) == 3
+    np.testing.assert_array_equal(np.isnan(scales), broken & np.isnan(value))
+    np.testing.assert_array_equal(np.isinf(scales), broken & np.isinf(value))
+    np.testing.assert_array_equal(packed, np.packbits(weight >= 0, axis=1, bitorder="little").reshape(-1))
+    assert mask.reshape(7, 9)[3, 8] >> 2 & 1 == 0
+
+
+@pytest.mark.parametrize("per_tensor", [False, True], ids=["row", "tensor"])
+@pytest.mark.parametrize("rule", TERNARY)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_reaches_the_scale_of_its_line(
     emulated: CudaLibrary, value: float, rule: str, per_tensor: bool
@@ -213,8 +247,9 @@ def test_the_mask_clears_what_it_does_not_let_through(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": 3}, "rule is 3: use 0 (absmean), 1 (absmax) or 2 (twn)"),
-        ({"format": BINARY, "codes_bytes": 10}, "format is 1 (binary): ternary codes take 2 (two_bit) or 3"),
+        ({"rule": 4}, "rule is 4: use 0 (absmean), 1 (absmax), 2 (twn) or 3 (sign)"),
+        ({"rule": 3}, "format is 2 and rule 3: format 1 (binary) goes with rule 3 (sign), ternary"),
+        ({"format": BINARY, "codes_bytes": 10}, "format is 1 and rule 0: format 1 (binary) goes with rule 3"),
         ({"codes_bytes": 17}, "codes hold 17 bytes, two_bit 1 x 5 x 9 takes 18"),
         ({"per_tensor": 1, "group_size": 8}, "per_tensor and group_size 8 exclude each other"),
         ({"per_tensor": 1, "workspace_bytes": 8}, "size it with bitimpl_cuda_quantize_weight_workspace"),

@@ -110,6 +110,8 @@ def latent(operator: str) -> Iterator[Arguments]:
     yield (weight, "absmean", True, 0, FORMATS["base3"], False)
     yield (weight, "twn", False, 16, FORMATS["two_bit"], True)
     yield (weight.bfloat16(), "absmax", False, 0, FORMATS["base3"], True)
+    yield (weight, "sign", False, 16, FORMATS["binary"], True)
+    yield (weight, "sign", True, 0, FORMATS["binary"], False)
 
 
 def int8_weight(format: str, group_size: int | None) -> tuple[PackedWeight, Tensor]:
@@ -118,16 +120,17 @@ def int8_weight(format: str, group_size: int | None) -> tuple[PackedWeight, Tens
 
 
 def int8_training_linear(operator: str) -> Iterator[Arguments]:
-    for format, group_size in (("base3", None), ("two_bit", 16)):
+    kinds = (("base3", None, 8), ("two_bit", 16, 8), ("binary", 16, 8), ("binary", None, 1))
+    for format, group_size, bits in kinds:
         weight, mask = int8_weight(format, group_size)
-        held = (weight.codes, weight.scales, mask, group_size or 0, FORMATS[format])
+        held = (weight.codes, weight.scales, mask, group_size or 0, FORMATS[format], bits)
         yield (leaf(3, 50), leaf(23, 50), leaf(23), *held)
         yield (leaf(2, 0, 50).detach(), leaf(23, 50), None, *held)
         yield (leaf(2, 3, 50, dtype=torch.bfloat16), leaf(23, 50), None, *held[:2], None, *held[3:])
 
 
 def int8_linear_input_grad(operator: str) -> Iterator[Arguments]:
-    for format, group_size in (("base3", None), ("two_bit", 16)):
+    for format, group_size in (("base3", None), ("two_bit", 16), ("binary", 24)):
         weight, _ = int8_weight(format, group_size)
         for grad in (leaf(4, 23), leaf(2, 0, 23), leaf(2, 3, 23, dtype=torch.bfloat16)):
             yield (grad.detach(), weight.codes, weight.scales, 23, 50, group_size or 0, FORMATS[format])

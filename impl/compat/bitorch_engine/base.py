@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from impl.checks import check_activations, check_positive
+from impl.checks import check_activations, check_choice, check_positive
 from impl.compat.bitorch_engine.sign_layer import SignLayer
-from impl.compat.bitorch_engine.signs import SignLinear, bytes_per_row
+from impl.compat.bitorch_engine.signs import BACKWARDS, SignLinear, bytes_per_row, precision_of
 from impl.layers.calls import autocast
 from impl.packing import unpack_sign_rows
 from impl.parameters import BinaryLinearParameter, BinaryParameter
@@ -30,6 +30,9 @@ class BinaryLinearBase(SignLayer):
     weight, packing and states: :class:`impl.compat.bitorch_engine.sign_layer.SignLayer`; ``qweight`` is
     uint8 [out_features, ceil(input_features / 8)], one layout for every class and device.
 
+    ``backward="int8"`` computes the gradient of x by exact int8 products, "float" in bfloat16 where x is that
+    (autocast's, where on), else in float32: :class:`impl.compat.bitorch_engine.signs.SignLinear`.
+
     Attributes: ``input_features`` (also ``in_features``), ``output_features`` (also ``out_features``),
     ``bits_binary_word`` (bits of a packing word; words are little-endian, so all sizes describe the
     same bytes), ``symmetric``. ``device`` and ``dtype`` are those the layer has now.
@@ -48,11 +51,14 @@ class BinaryLinearBase(SignLayer):
         symmetric: bool = True,
         *,
         bias: bool = False,
+        backward: str = "float",
     ) -> None:
+        check_choice("backward", backward, BACKWARDS)
         input_features = check_positive("input_features", input_features)
         out_features = check_positive("out_features", out_features)
         super().__init__((out_features, input_features), device, dtype, symmetric, bias)
         self.input_features, self.output_features = input_features, out_features
+        self.backward = backward
 
     # ---- what the layer is ------------------------------------------------------------------
 
@@ -89,7 +95,8 @@ class BinaryLinearBase(SignLayer):
         x = autocast(x)
         # Two tensors: torch.compile does not trace a function that is given one of them twice.
         scale_a, scale_w = (torch.ones((), dtype=torch.float32, device=x.device) for _ in range(2))
-        return self._finish(SignLinear.apply(x, *self._operands(), scale_a, scale_w), x.dtype)
+        precision = precision_of(x, self.backward)
+        return self._finish(SignLinear.apply(x, *self._operands(), scale_a, scale_w, precision), x.dtype)
 
     def _check_forward(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or x.dtype != torch.uint8:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from impl.compat.bitorch_engine.clipped_matmul import ClippedMatMul
-from impl.compat.bitorch_engine.signs import SignMatMul
+from impl.compat.bitorch_engine.signs import SignMatMul, precision_of
 
 
 class BinaryMatMul(ClippedMatMul):
@@ -16,7 +16,7 @@ class BinaryMatMul(ClippedMatMul):
     they start from 2 mean|x| and 2 mean|y|
     (:class:`impl.compat.bitorch_engine.clipped_matmul.ClippedMatMul`).
 
-    The sign product is exact, for any number of columns; gradients as
+    The sign product is exact, for any number of columns; gradients, in bfloat16 where x is that, as
     :class:`impl.compat.bitorch_engine.signs.SignMatMul` says.
     """
 
@@ -24,5 +24,5 @@ class BinaryMatMul(ClippedMatMul):
         super().__init__(dtype, device, factor=2.0)
 
     def _product(self, x: Tensor, y: Tensor, x_clip: Tensor, y_clip: Tensor) -> Tensor:
-        z: Tensor = SignMatMul.apply(x, y, x_clip, y_clip)
+        z: Tensor = SignMatMul.apply(x, y, x_clip, y_clip, precision_of(x))
         return z

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from impl.checks import check_activations, check_positive
 from impl.compat.bitorch_engine.sign_conv import SignConv2d
 from impl.compat.bitorch_engine.sign_layer import ScaledSigns, SignLayer
+from impl.compat.bitorch_engine.signs import precision_of
 from impl.geometry import Sizes, check_padding_mode, conv_geometry, from_matrix, to_matrix
 from impl.layers.calls import autocast
 from impl.native.cuda import preferring
@@ -141,7 +142,8 @@ class BinaryConv2dBase(SignLayer):
     def _convolve(self, x: Tensor) -> Tensor:
         # Two tensors: torch.compile does not trace a function that is given one of them twice.
         scale_a, scale_w = (torch.ones((), dtype=torch.float32, device=x.device) for _ in range(2))
-        return self._finish(SignConv2d.apply(x, *self._operands(), scale_a, scale_w, self.geometry), x.dtype)
+        y = SignConv2d.apply(x, *self._operands(), scale_a, scale_w, self.geometry, precision_of(x))
+        return self._finish(y, x.dtype)
 
     def _check_forward(self, x: Tensor) -> None:
         check_activations(x)
@@ -227,8 +229,9 @@ class BinaryConv2dCutlass(ScaledSigns, BinaryConv2dBase):
         if not self.training and not self._learned_scale.is_set(scale):
             scale = self._learned_scale.of_rows(x.flatten(1)).view(-1, 1, 1, 1)
         scale_w = self.scale_w if self.scale == "tensor" else self._per_channel(self.scale_w)
+        operands = self._operands()
         with preferring("cutlass", self.device):
-            y = SignConv2d.apply(shifted, *self._operands(), scale, scale_w, self.geometry)
+            y = SignConv2d.apply(shifted, *operands, scale, scale_w, self.geometry, precision_of(x))
         return self._finish(y, x.dtype)
 
 

@@ -11,18 +11,26 @@ from torch import Tensor, nn
 from impl.checks import check_activations
 from impl.compat.bitorch_engine.base import BinaryLinearBase, LayerRecipe
 from impl.compat.bitorch_engine.sign_layer import ScaledSigns
-from impl.compat.bitorch_engine.signs import SignLinear, pack_signs
+from impl.compat.bitorch_engine.signs import SignLinear, pack_signs, precision_of
 from impl.layers.calls import autocast
 from impl.native.cuda import preferring
 
 
 class BMM(enum.Enum):
-    """Names of bitorch_engine's CUDA kernels. All read the same packed bits here and give the same
-    numbers for every shape: the choice is kept for the code that makes it."""
+    """Names of bitorch_engine's CUDA kernels, for ours of their kind: ``BSTC32`` counts bits in registers
+    (kernel "popcount"), ``BTC32`` multiplies them on tensor cores ("bmma"), ``ADAPTIVE`` leaves the choice
+    to the library.
+
+    All read the same packed bits and give the same numbers, for every number of rows. On other devices,
+    in compiled graphs, and where the kernel was not built or cannot serve a call, the library chooses.
+    """
 
     BSTC32 = 1
     BTC32 = 2
     ADAPTIVE = 3
+
+
+_KERNELS = {BMM.BSTC32: "popcount", BMM.BTC32: "bmma"}
 
 
 class BinaryLinearCPP(BinaryLinearBase):
@@ -36,8 +44,9 @@ class BinaryLinearCPP(BinaryLinearBase):
         *,
         dtype: torch.dtype = torch.float,
         bias: bool = False,
+        backward: str = "float",
     ) -> None:
-        super().__init__(input_features, out_features, device, dtype, bias=bias)
+        super().__init__(input_features, out_features, device, dtype, bias=bias, backward=backward)
 
     @classmethod
     def create_clone_from(cls, recipe: LayerRecipe, device: torch.device | str | None = None) -> Self:
@@ -65,8 +74,9 @@ class ScaledBinaryLinear(ScaledSigns, BinaryLinearBase):
         *,
         bias: bool = False,
         scale: str = "tensor",
+        backward: str = "float",
     ) -> None:
-        super().__init__(input_features, out_features, device, dtype, symmetric, bias=bias)
+        super().__init__(input_features, out_features, device, dtype, symmetric, bias=bias, backward=backward)
         self._add_scales(self.input_features, scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +91,9 @@ class ScaledBinaryLinear(ScaledSigns, BinaryLinearBase):
         scale: Tensor = self.scale_a
         if not self.training and not self._learned_scale.is_set(scale):
             scale = self._learned_scale.of_rows(x)
-        return self._finish(SignLinear.apply(shifted, *self._operands(), scale, self.scale_w), x.dtype)
+        precision = precision_of(x, self.backward)
+        y = SignLinear.apply(shifted, *self._operands(), scale, self.scale_w, precision)
+        return self._finish(y, x.dtype)
 
     def _check_forward(self, x: Tensor) -> None:
         check_activations(x, self.input_features)  # packed signs could not be shifted
@@ -90,7 +102,7 @@ class ScaledBinaryLinear(ScaledSigns, BinaryLinearBase):
 class BinaryLinearCuda(ScaledBinaryLinear):
     """The layer that bitorch_engine runs on CUDA, here on any device: see :class:`ScaledBinaryLinear`.
 
-    ``scale_w`` is a buffer. ``bmm_type`` names a kernel of the original: see :class:`BMM`.
+    ``scale_w`` is a buffer. ``bmm_type`` chooses the kernel on CUDA devices: see :class:`BMM`.
     """
 
     def __init__(
@@ -104,8 +116,11 @@ class BinaryLinearCuda(ScaledBinaryLinear):
         bmm_type: BMM = BMM.ADAPTIVE,
         bias: bool = False,
         scale: str = "tensor",
+        backward: str = "float",
     ) -> None:
-        super().__init__(input_features, out_features, device, dtype, symmetric, bias=bias, scale=scale)
+        super().__init__(
+            input_features, out_features, device, dtype, symmetric, bias=bias, scale=scale, backward=backward
+        )
         self.bmm_type = _check_bmm(bmm_type)
 
     @property
@@ -126,9 +141,11 @@ class BinaryLinearCuda(ScaledBinaryLinear):
         x: float32, bfloat16 or float16, any leading dimensions and strides, empty batches included.
         ``bmm_type`` None is the constructor's; it changes neither numbers nor the constructor's choice.
         """
-        if bmm_type is not None:
-            _check_bmm(bmm_type)
-        return super().forward(x)
+        kernel = _KERNELS.get(self.bmm_type if bmm_type is None else _check_bmm(bmm_type))
+        if kernel is None or torch.compiler.is_compiling():
+            return super().forward(x)
+        with preferring(kernel, self.device):
+            return super().forward(x)
 
 
 class BinaryLinearCutlass(ScaledBinaryLinear):

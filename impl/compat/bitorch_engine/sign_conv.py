@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from impl import functional
-from impl.compat.bitorch_engine.signs import signs, unpack_signs
+from impl.compat.bitorch_engine.signs import multiplies_bits, packed_signs, product_dtype, signs, unpack_signs
 from impl.convolution import input_gradient
-from impl.geometry import ConvGeometry, from_matrix
+from impl.geometry import ConvGeometry, from_matrix, to_matrix
 from impl.ops.library import without_autocast
 from impl.packing import PackedWeight
 
@@ -29,7 +29,8 @@ class SignConv2d(torch.autograd.Function):
     or, if that is None, as ``packed`` bits of :func:`impl.geometry.to_matrix` of it; ``scale_a`` a scalar,
     or one per sample [batch, 1, 1, 1]; ``scale_w`` a scalar or [out_channels, 1, 1]. The border of
     ``geometry`` holds its ``padding_value`` as a sign, scaled by scale_a as all others are. The product of
-    the signs is an exact integer, multiplied by scale_a, then by scale_w, each rounded to float32.
+    the signs is an exact integer, multiplied by scale_a, then by scale_w, each rounded to float32. Native
+    kernels multiply bits as for :class:`impl.compat.bitorch_engine.signs.SignLinear`.
 
     Backward, with g the gradient of y, n the number of elements of x, and the convolution's own
     transposes:
@@ -37,7 +38,8 @@ class SignConv2d(torch.autograd.Function):
         weight   g through the padded sign(x), times scale_a
         scale_a  sum of (gradient of x) sign(x), over sqrt(n)
     that is, autograd through a clipped identity in place of the signs. ``scale_w`` and ``packed`` are
-    constants.
+    constants. ``precision``: "float32" or "bfloat16", with the rounding that
+    :class:`impl.compat.bitorch_engine.signs.SignLinear` states.
     """
 
     @staticmethod
@@ -49,9 +51,10 @@ class SignConv2d(torch.autograd.Function):
         scale_a: Tensor,
         scale_w: Tensor,
         geometry: ConvGeometry,
+        precision: str = "float32",
     ) -> Tensor:
         ctx.save_for_backward(x, weight, packed, scale_a, scale_w)
-        ctx.geometry = geometry
+        ctx.geometry, ctx.precision = geometry, precision
         with without_autocast(x.device):
             product = _product(signs(x), weight, packed, geometry)
         return product * scale_a.to(torch.float32) * scale_w.to(torch.float32)
@@ -62,12 +65,14 @@ class SignConv2d(torch.autograd.Function):
         geometry: ConvGeometry = ctx.geometry
         needs_x, needs_weight, _, needs_scale, *_ = ctx.needs_input_grad
         x_signs = signs(x)
+        dtype = product_dtype(ctx.precision)
         grad_x = grad_weight = grad_scale = None
         with without_autocast(x.device):
             if needs_x or needs_scale:
-                held = _weight_signs(weight, packed, x.shape[1] // geometry.groups, geometry)
-                towards_x = input_gradient(grad * scale_w.to(torch.float32), held, geometry, list(x.shape))
-                towards_x = towards_x * (x.abs() <= scale_a.abs())
+                held = _weight_signs(weight, packed, x.shape[1] // geometry.groups, geometry).to(dtype)
+                scaled = (grad * scale_w.to(torch.float32)).to(dtype)
+                towards_x = input_gradient(scaled, held, geometry, list(x.shape))
+                towards_x = towards_x.to(torch.float32) * (x.abs() <= scale_a.abs())
                 if needs_scale:
                     grad_scale = (towards_x * x_signs).sum() / math.sqrt(max(1, x.numel()))
                     grad_scale = grad_scale.to(scale_a.dtype)
@@ -75,26 +80,31 @@ class SignConv2d(torch.autograd.Function):
             if needs_weight:
                 padded = _with_border(x_signs, geometry)
                 grad_weight = conv2d_weight(
-                    padded * scale_a.to(torch.float32),
+                    (padded * scale_a.to(torch.float32)).to(dtype),
                     weight.shape,
-                    grad,
+                    grad.to(dtype),
                     stride=geometry.stride,
                     dilation=geometry.dilation,
                     groups=geometry.groups,
                 )
                 grad_weight = grad_weight.to(weight.dtype)
-        return grad_x, grad_weight, None, grad_scale, None, None
+        return grad_x, grad_weight, None, grad_scale, None, None, None
 
 
 def _product(x_signs: Tensor, weight: Tensor | None, packed: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """The convolution of signs, exact: float32 sums of +-1, or the kernel for packed weights."""
+    """The convolution of signs, exact: the kernel for bits, or float32 sums of +-1."""
+    held: PackedWeight | None = None
     if weight is None:
         assert packed is not None
         ones = torch.ones(1, 1, 1, dtype=torch.float32, device=packed.device)
         columns = geometry.taps * (x_signs.shape[1] // geometry.groups)
         held = PackedWeight("binary", 1, packed.shape[0], columns, None, packed.reshape(-1), ones)
+    elif multiplies_bits(x_signs, "conv"):
+        held = packed_signs(to_matrix(signs(weight)))
+    if held is not None:
         # The kernel scales signs by the sample's mean |x|: of signs it is exactly 1.
         return functional.binary_conv(x_signs, held, geometry, None, 1)
+    assert weight is not None
     padded = _with_border(x_signs, geometry)
     product = F.conv2d(padded, signs(weight), None, geometry.stride, 0, geometry.dilation, geometry.groups)
     # Whole numbers, also where a convolution by transforms (Winograd's, Fourier's) is a little off;

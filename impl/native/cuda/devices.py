@@ -34,8 +34,8 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "pack": ("pack",),
     "unpack": ("unpack",),
 }
-#: Operations that a format has none of.
-_LACKING = {"binary": ("training",)}
+#: What a format needs beyond that.
+_NEEDED_BY_FORMAT: dict[tuple[str, str], tuple[str, ...]] = {("training", "binary"): ("binary_training",)}
 
 _lock = threading.RLock()
 _unusable: dict[int, str] = {}
@@ -49,9 +49,7 @@ def why_not(index: int, operation: str, format: str, *, check: bool = True) -> s
     Checks the device on first use, unless ``check`` is False; raises NativeError where that leaves it
     unusable.
     """
-    if operation in _LACKING.get(format, ()):
-        return f"there are no CUDA kernels for {format} weights and int8 training"
-    needed = _NEEDED[operation]
+    needed = _NEEDED[operation] + _NEEDED_BY_FORMAT.get((operation, format), ())
     library = cuda_library.load()
     if isinstance(library, NativeError):
         return str(library)

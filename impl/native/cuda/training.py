@@ -17,8 +17,9 @@ from impl.native.calls import DTYPES, describe
 from impl.native.cuda import library as cuda_library
 from impl.packing import FORMATS, PackedWeight, codes_bytes
 
-#: Numbers of the rules that the kernel knows (``bitimpl_ternary_rule``).
-RULES = {"absmean": 0, "absmax": 1, "twn": 2}
+#: Numbers of the rules that the kernel knows (``bitimpl_latent_rule``): ``sign`` for binary weights, the
+#: others for ternary ones.
+RULES = {"absmean": 0, "absmax": 1, "twn": 2, "sign": 3}
 
 _MATRIX = struct.Struct("@Piiqqq")
 _LATENT_CALL = struct.Struct("@PiiqqqiiiiqPqPPPq")

@@ -21,10 +21,13 @@ _SHAPES = ((45, 200, None, True), (83, 131, 24, False), (32, 256, 64, False), (1
 _TOKENS = (1, 5, 70)
 
 
-def _latents() -> Iterator[tuple[Tensor, str, bool, int | None, str]]:
-    """Weight, rule, per_tensor, group size and format, on the CPU."""
+#: Weight (on the CPU), rule, per_tensor, group size and format.
+Latent = tuple[Tensor, str, bool, int | None, str]
+
+
+def _latents() -> Iterator[Latent]:
     generator = torch.Generator().manual_seed(0)
-    rules = tuple(training.RULES)
+    rules = tuple(rule for rule in training.RULES if rule != "sign")
     for number, (rows, cols, group_size, per_tensor) in enumerate(_SHAPES):
         weight = torch.randint(-256, 257, (rows, cols), generator=generator, device="cpu") / 128
         dtype = torch.bfloat16 if number % 2 else torch.float32
@@ -46,9 +49,19 @@ def _reference(
     return PackedWeight(format, 1, weight.shape[0], weight.shape[1], group_size, codes, scales), mask
 
 
+def _binary_latents() -> Iterator[Latent]:
+    for weight, _, per_tensor, group_size, format in _latents():
+        if format == "two_bit":
+            yield weight, "sign", per_tensor, group_size, "binary"
+
+
 def quantize_weight_complaint(device: torch.device) -> str:
     """What is wrong with ``bitimpl_cuda_quantize_weight`` on ``device``; "" where nothing is."""
-    for weight, rule, per_tensor, group_size, format in _latents():
+    return _quantize_complaint(device, _latents())
+
+
+def _quantize_complaint(device: torch.device, latents: Iterator[Latent]) -> str:
+    for weight, rule, per_tensor, group_size, format in latents:
         expected, expected_mask = _reference(weight, rule, per_tensor, group_size, format)
         codes, scales, mask = training.quantize_weight(
             weight.to(device), rule, per_tensor=per_tensor, group_size=group_size, format=format, mask=True
@@ -67,10 +80,14 @@ def quantize_weight_complaint(device: torch.device) -> str:
 
 def input_grad_complaint(device: torch.device) -> str:
     """What is wrong with ``bitimpl_cuda_input_grad`` on ``device``; "" where nothing is."""
+    return _gradient_complaint(device, _latents())
+
+
+def _gradient_complaint(device: torch.device, latents: Iterator[Latent]) -> str:
     from impl.ops import int8_training
 
     generator = torch.Generator().manual_seed(1)
-    for latent in _latents():
+    for latent in latents:
         weight = _reference(*latent)[0]
         there = replace(weight, codes=weight.codes.to(device), scales=weight.scales.to(device))
         for tokens in _TOKENS:
@@ -83,6 +100,11 @@ def input_grad_complaint(device: torch.device) -> str:
             if count:
                 return f"{count} of {expected.numel()} values are wrong ({tokens} x {_of(weight)})"
     return ""
+
+
+def binary_complaint(device: torch.device) -> str:
+    """What is wrong with both of these for binary weights on ``device``; "" where nothing is."""
+    return _quantize_complaint(device, _binary_latents()) or _gradient_complaint(device, _binary_latents())
 
 
 def apply_mask_complaint(device: torch.device) -> str:
@@ -109,4 +131,5 @@ CHECKS = {
     "quantize_weight": quantize_weight_complaint,
     "input_grad": input_grad_complaint,
     "apply_mask": apply_mask_complaint,
+    "binary_training": binary_complaint,
 }

@@ -114,14 +114,6 @@ def test_devices_are_described_and_others_refused(emulated: EmulatedLibrary) -> 
     assert "device 5" in native.cuda.why_not(5, "linear", "base3")
 
 
-@pytest.mark.usefixtures("emulated")
-def test_what_the_kernels_do_not_take_is_said() -> None:
-    reason = "there are no CUDA kernels for binary weights and int8 training"
-    assert native.cuda.why_not(0, "training", "binary") == reason
-    with native.backend("native"), pytest.raises(NativeError, match=reason):
-        native.uses_native(GPU, "training", "binary")
-
-
 def test_the_choice_of_a_kernel_is_checked_and_belongs_to_the_thread(emulated: EmulatedLibrary) -> None:
     with pytest.raises(NativeError, match='no CUDA kernel "fast": choose one of'):
         native.cuda.select_kernel("fast")

@@ -14,6 +14,7 @@ from weights import ternary
 
 import impl
 from impl import native
+from impl.layers.int8_training import Int8Training
 from impl.native.cuda import devices, training, training_check
 from impl.native.library import NativeError
 from impl.ops import int8_training
@@ -29,16 +30,28 @@ LAYERS: dict[str, dict[str, Any]] = {
 }
 
 
-def layer_of(kind: str, cols: int = 67, rows: int = 43) -> impl.BitLinear:
+KERNELS = ("quantize_weight", "input_grad", "apply_mask")
+BINARY_LAYERS: dict[str, dict[str, Any]] = {
+    "binary": {"ste": "identity", "bias": False},
+    "binary tensor": {"scale": "tensor"},
+    "binary groups": {"group_size": 24},
+    "signs": {"activation_bits": 1},
+    "signs, half scales": {"activation_bits": 1, "scale_dtype": torch.float16, "ste": "identity"},
+}
+KINDS = [*LAYERS, *BINARY_LAYERS]
+
+
+def layer_of(kind: str, cols: int = 67, rows: int = 43) -> Int8Training:
     torch.manual_seed(0)
-    layer = impl.BitLinear(cols, rows, activation_bits=8, int8_training=True, **LAYERS[kind])
+    cls, table = (impl.BitLinear, LAYERS) if kind in LAYERS else (impl.BinaryLinear, BINARY_LAYERS)
+    layer = cls(cols, rows, **{"activation_bits": 8, "int8_training": True, **table[kind]})
     with torch.no_grad():
         # Short binary fractions: their means are the same in any order of summation.
         layer.weight.copy_(torch.randint(-256, 257, (rows, cols)) / 128)
     return layer
 
 
-def pass_through(layer: impl.BitLinear, x: Tensor) -> dict[str, Tensor | None]:
+def pass_through(layer: Int8Training, x: Tensor) -> dict[str, Tensor | None]:
     """y and every gradient."""
     x = x.detach().clone().requires_grad_()
     layer.zero_grad()
@@ -49,7 +62,7 @@ def pass_through(layer: impl.BitLinear, x: Tensor) -> dict[str, Tensor | None]:
 
 @pytest.mark.usefixtures("on_cpu_tensors")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_kernels_give_the_numbers_of_the_reference(kind: str, dtype: torch.dtype) -> None:
     layer = layer_of(kind)
     for shape in ((3,), (2, 9), (0,)):
@@ -69,13 +82,15 @@ def test_the_kernels_give_the_numbers_of_the_reference(kind: str, dtype: torch.d
 
 
 @pytest.mark.usefixtures("on_cpu_tensors")
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_packing_leaves_what_training_used(kind: str) -> None:
     layer = layer_of(kind)
     x = torch.randn(5, 67)
     with torch.no_grad():
         y = layer(x)
         assert torch.equal(copy.deepcopy(layer).pack()(x), y)
+        layer.weight[layer.weight == 0] = 0.5  # whose sign does not turn
+        y = layer(x)
         layer.weight.neg_()
         bias = 0 if layer.bias is None else layer.bias
         torch.testing.assert_close(layer(x) - bias, bias - y)
@@ -84,15 +99,17 @@ def test_packing_leaves_what_training_used(kind: str) -> None:
 @pytest.mark.usefixtures("on_cpu_tensors")
 def test_each_kernel_is_called_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for name in training_check.CHECKS:
+    for name in KERNELS:
         kernel = getattr(training, name)
         monkeypatch.setattr(
             training, name, lambda *a, name=name, kernel=kernel, **k: calls.append(name) or kernel(*a, **k)
         )
-    layer = layer_of("row")
-    for _ in range(2):
-        pass_through(layer, torch.randn(3, 67))
-    assert calls == ["quantize_weight", *["input_grad", "apply_mask"] * 2]
+    for kind in ("row", "binary groups", "signs"):
+        layer = layer_of(kind)
+        for _ in range(2):
+            pass_through(layer, torch.randn(3, 67))
+        assert calls == ["quantize_weight", *["input_grad", "apply_mask"] * 2], kind
+        calls.clear()
 
 
 @pytest.mark.usefixtures("on_cpu_tensors")
@@ -124,14 +141,16 @@ def test_the_self_check_passes_and_notices(
         (out[0] if isinstance(out, tuple) else out).view(-1)[3] += 1
         return out
 
-    for name, complaint in training_check.CHECKS.items():
-        kernel = getattr(training, name)
+    for name in KERNELS:
+        complaint, kernel = training_check.CHECKS[name], getattr(training, name)
         with pytest.MonkeyPatch.context() as patch:
             if name == "apply_mask":
                 patch.setattr(training, name, lambda grad, mask, kernel=kernel: kernel(grad, mask * 0))
             else:
                 patch.setattr(training, name, lambda *a, kernel=kernel, **k: off_by_one(kernel(*a, **k)))
             assert "are wrong (" in complaint(device), name
+            if name != "apply_mask":
+                assert "are wrong (" in training_check.CHECKS["binary_training"](device), name
 
 
 @pytest.mark.usefixtures("emulated")
@@ -140,7 +159,11 @@ def test_a_kernel_found_wrong_is_left_out() -> None:
     devices._wrong[0] = {"input_grad": "2 of 3 values are wrong"}
     assert devices.why_not(0, "linear", "base3") == ""
     assert "input_grad on cuda:0: 2 of 3" in devices.why_not(0, "training", "base3")
-    assert "for binary weights and int8 training" in devices.why_not(0, "training", "binary")
+    assert "input_grad on cuda:0: 2 of 3" in devices.why_not(0, "training", "binary")
+    devices._wrong[0] = {"binary_training": "1 of 2 codes are wrong"}
+    assert devices.why_not(0, "training", "base3") == ""
+    assert "binary_training on cuda:0: 1 of 2" in devices.why_not(0, "training", "binary")
+    devices._wrong[0] = {"input_grad": "2 of 3 values are wrong"}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert native.training_kernels(torch.device("cuda", 0), "base3") is None
@@ -166,7 +189,7 @@ def test_what_the_library_refuses_is_an_error() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_gpu_gives_the_numbers_of_a_cpu(kind: str) -> None:
     layer = layer_of(kind, 520, 1037)
     x = torch.randn(70, 520)

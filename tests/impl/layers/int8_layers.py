@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from impl import BitLinear, MultiTernaryLinear
+from impl import BinaryLinear, BitLinear, MultiTernaryLinear
 from impl.layers.int8_training import Int8Training
 
 OPTIONS: dict[str, Callable[..., Int8Training]] = {
@@ -24,6 +24,12 @@ OPTIONS: dict[str, Callable[..., Int8Training]] = {
     "half scales": functools.partial(
         BitLinear, int8_training=True, activation_bits=8, rule="absmax", ste="clip", scale_dtype=torch.float16
     ),
+    "binary": functools.partial(BinaryLinear, int8_training=True, activation_bits=8, ste="identity"),
+    "binary groups": functools.partial(BinaryLinear, int8_training=True, activation_bits=8, group_size=24),
+    "signs": functools.partial(
+        BinaryLinear, int8_training=True, activation_bits=1, scale_dtype=torch.float16
+    ),
+    "signs, tensor": functools.partial(BinaryLinear, int8_training=True, activation_bits=1, scale="tensor"),
     "k": functools.partial(MultiTernaryLinear, k=1, int8_training=True, activation_bits=8, refit=False),
 }
 SIZES = [(1, 1), (67, 41), (128, 20), (5, 83)]

@@ -1,18 +1,19 @@
-"""Ternary layers trained with int8 products: the packed layer's numbers forwards, stated ones backwards."""
+"""Layers trained with int8 products: the packed layer's numbers forwards, stated ones backwards."""
 
 from __future__ import annotations
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
 from int8_layers import OPTIONS, ROWS, SIZES, backward, expected_grad_x, layer_of
 
-from impl import native
+from impl import BitLinear, native
 from impl.ops import int8_training
 from impl.packing import FORMATS, PackedWeight
-from impl.quantizers import quantize_activations, quantize_ternary
+from impl.quantizers import quantize_activations, quantize_binary, quantize_ternary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,10 +49,14 @@ def test_gradients_are_those_stated(kind: str, cols: int, rows: int) -> None:
         y, grad, found = backward(layer, x)
         assert y.shape == (*shape, rows)
         right = expected_grad_x(grad, layer) if grad.numel() else np.zeros((0, cols))
+        q, scale = quantize_activations(x.reshape(-1, cols), layer.activation_bits)
+        if layer.activation_bits == 1:
+            window = x.reshape(-1, cols).abs() <= 2 * scale
+            assert len(x) < 70 or cols == 1 or not window.all()
+            right = right * window.numpy()
         np.testing.assert_allclose(
             found["x"].reshape(-1, cols).numpy(), right, rtol=1e-6, atol=1e-6 * np.abs(right).max(initial=0)
         )
-        q, scale = quantize_activations(x.reshape(-1, cols), 8)
         flat = grad.reshape(-1, rows).double()
         grad_weight = flat.T @ (q * scale).double()
         if layer.ste == "clip":
@@ -174,16 +179,31 @@ def test_the_same_numbers_twice_and_with_frozen_parts() -> None:
 def test_means_in_float64_do_not_hang_on_their_order() -> None:
     weight = torch.randn(3, 1001, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(1001)
-    for rule in int8_training.RULES:
+    for rule in ("sign", *BitLinear.int8_rules):
+        binary = rule == "sign"
+        quantize = quantize_binary if binary else functools.partial(quantize_ternary, rule=rule)
+        format = "binary" if binary else "base3"
         for scale in ("row", "tensor"):
             one, other = (
-                quantize_ternary(w, rule=rule, scale=scale, sum_dtype=torch.float64)
-                for w in (weight, weight[:, order])
+                quantize(w, scale=scale, sum_dtype=torch.float64) for w in (weight, weight[:, order])
             )
             assert torch.equal(one.scales, other.scales)
             assert torch.equal(one.codes[..., order], other.codes)
             per_tensor = scale == "tensor"
-            _, latent, _ = int8_training.quantize_latent(weight, rule, per_tensor, 0, FORMATS["base3"], False)
+            _, latent, _ = int8_training.quantize_latent(weight, rule, per_tensor, 0, FORMATS[format], False)
             assert torch.equal(latent, one.scales)
-            usual = quantize_ternary(weight, rule=rule, scale=scale)
+            usual = quantize(weight, scale=scale)
             torch.testing.assert_close(usual.scales, one.scales, rtol=1e-6, atol=0)
+
+
+def test_scales_of_signs_are_means_of_float64() -> None:
+    """Sums in float32 are off by a last place often enough to show in twenty draws."""
+    for seed in range(20):
+        weight = torch.randn(3, 1001, generator=torch.Generator().manual_seed(seed))
+        magnitude = weight.double().abs()
+        row, tensor = (quantize_binary(weight, scale=s, sum_dtype=torch.float64) for s in ("row", "tensor"))
+        grouped = quantize_binary(weight, group_size=504, sum_dtype=torch.float64)
+        assert torch.equal(row.scales, magnitude.mean(1).float().view(1, 3, 1))
+        assert torch.equal(tensor.scales, magnitude.mean().float().view(1, 1, 1))
+        groups = [part.mean(1) for part in magnitude.split(504, 1)]
+        assert torch.equal(grouped.scales[0], torch.stack(groups, 1).float())

@@ -1,4 +1,4 @@
-"""Ternary layers trained with int8 products: when codes are made anew, life among other modules, errors."""
+"""Layers trained with int8 products: when codes are made anew, life among other modules, errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import impl
-from impl import BitLinear, MultiTernaryLinear
+from impl import BinaryConv2d, BinaryLinear, BitLinear, MultiTernaryConv2d, MultiTernaryLinear, TernaryConv2d
 from impl.layers import int8_training as layers
 from impl.layers.int8_training import Int8Training
 from impl.ops import int8_training
@@ -261,6 +261,8 @@ def test_training_goes_as_far_as_with_float_products() -> None:
         ),
         (BitLinear, {"ste": "swish_sign"}, "ste='identity' or 'clip', this layer has ste='swish_sign'"),
         (MultiTernaryLinear, {"k": 2}, "k=1, this layer has k=2"),
+        (BinaryLinear, {"activation_bits": 2}, "activation_bits=8 or 1, this layer has activation_bits=2"),
+        (BinaryLinear, {"ste": "approx_sign"}, "ste='identity' or 'clip', this layer has ste='approx_sign'"),
     ],
 )
 def test_options_that_it_does_not_go_with(cls: type, options: dict[str, Any], message: str) -> None:
@@ -300,10 +302,38 @@ def test_other_wrong_uses_say_what_is_wrong() -> None:
         out.sum().backward()
     with pytest.raises(ValueError, match=r"is uint8 \[41, 9\], got torch.uint8 \[41, 8\]"):
         torch.ops.bitimpl.apply_ste_mask(torch.ones(41, 67), torch.zeros(41, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="int8 training takes 2"):
+    with pytest.raises(ValueError, match=r"rule='sign' makes binary codes .* got rule='twn' for binary"):
         torch.ops.bitimpl.quantize_latent(layer.weight.detach(), "twn", False, 0, 1, False)
+    with pytest.raises(ValueError, match="got rule='sign' for base3"):
+        torch.ops.bitimpl.quantize_latent(layer.weight.detach(), "sign", False, 0, 3, False)
+    with pytest.raises(ValueError, match="format=7 is unknown"):
+        torch.ops.bitimpl.quantize_latent(layer.weight.detach(), "twn", False, 0, 7, False)
     with pytest.raises(ValueError, match="unknown rule of int8 training 'optimal'"):
         torch.ops.bitimpl.quantize_latent(layer.weight.detach(), "optimal", False, 0, 3, False)
+
+
+@pytest.mark.parametrize("cls", [BinaryConv2d, TernaryConv2d, MultiTernaryConv2d])
+def test_convolutions_refuse_it_and_say_why(cls: type) -> None:
+    message = "is for linear layers: .* in bfloat16 under torch.autocast"
+    with pytest.raises(ValueError, match=message):
+        cls(8, 4, 3, activation_bits=8, int8_training=True)
+    with pytest.raises(ValueError, match=message):
+        impl.convert_convolutions(nn.Conv2d(8, 4, 3), cls, pack=False, int8_training=True)
+    layer = cls(8, 4, 3)
+    with pytest.raises(ValueError, match=message):
+        layer.int8_training = True
+    with pytest.raises(TypeError, match="must be True or False, got 0"):
+        layer.int8_training = 0
+    assert layer.int8_training is False
+
+
+def test_weights_of_signs_alone_are_refused() -> None:
+    layer = layer_of("binary")
+    layer.weight = impl.parameters.BinaryLinearParameter(layer.weight.detach())
+    with pytest.raises(TypeError, match="this one is a BinaryLinearParameter, which holds signs only"):
+        layer(torch.randn(2, 67))
+    layer.int8_training = False
+    assert layer(torch.randn(2, 67)).shape == (2, 41)
 
 
 def test_annealing_is_refused_in_either_order() -> None:
