@@ -169,8 +169,13 @@ def _kind_of_case(case: CaseSummary) -> tuple[str, str, Any]:
     return case.case.workload, case.case.phase, case.case.params.get("measure")
 
 
+_CLASSIFIED = ("training.accuracy", "training.packed_accuracy", "training.packed_agreement")
+
+
 def _could(claim: Claim, case: CaseSummary) -> bool:
     """Whether a case that failed would have carried the metric, where no sibling can tell."""
+    if claim.metric.startswith("memory.model_") and case.case.workload == "classify":
+        return case.case.phase == "once"
     if claim.metric.startswith(("decode.", "memory.model_")):
         of_prompt = claim.metric == "decode.prefill_tokens_per_second"
         return case.case.workload == "decode" and (PROMPT_TOKENS in case.case.params) == of_prompt
@@ -179,8 +184,13 @@ def _could(claim: Claim, case: CaseSummary) -> bool:
     if claim.metric.startswith("quality."):
         return case.case.workload == "perplexity"
     if claim.metric.startswith("training."):
-        own = {"training.bits_per_byte": "pretrain", "training.accuracy": "classify"}.get(claim.metric)
-        return case.case.workload in ((own,) if own else ("pretrain", "classify"))
+        scores = {"training.bits_per_byte": "pretrain"}
+        scores |= dict.fromkeys(_CLASSIFIED, "classify")
+        own = scores.get(claim.metric)
+        trained = case.case.phase == "once"
+        return trained and case.case.workload in ((own,) if own else ("pretrain", "classify"))
+    if claim.metric.startswith("inference."):
+        return case.case.workload == "classify" and case.case.phase == "timed"
     return case.case.phase == "timed"
 
 

@@ -37,7 +37,7 @@ _SEVERITY = [
     Status.ERROR,
     Status.UNSUPPORTED,
 ]
-_LOG_UNITS = {"s", "x", "tokens/s", "B"}
+_LOG_UNITS = {"s", "x", "tokens/s", "images/s", "B"}
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,9 @@ def _series(case: Case, records: list[Record]) -> dict[str, Series]:
             prompt = case.params.get(PROMPT_TOKENS)
             rate = "decode.tokens_per_second" if prompt is None else "decode.prefill_tokens_per_second"
             series[rate] = Series({i: (prompt or 1) / s for i, s in timed.items()}, "log")
+        if case.workload == "classify":  # one call classifies a batch
+            rate, batch = "inference.images_per_second", case.params["batch"]
+            series[rate] = Series({i: batch / s for i, s in timed.items()}, "log")
     names = dict.fromkeys(name for record in records for name in record.metrics)
     for name in names:
         values = {r.launch: r.metrics[name] for r in records if name in r.metrics}

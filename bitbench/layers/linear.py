@@ -79,8 +79,13 @@ class Linear(LayerKind):
     def random_conv2d(self, spec: LinearSpec, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
         from torch import nn
 
-        sides = (shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding)
-        return drawn(_empty(nn.Conv2d, *sides, bias=bias, spec=spec), shape.columns, seed)
+        return drawn(_empty(nn.Conv2d, *shape.sides, bias=bias, spec=spec), shape.columns, seed)
+
+    def trainable_conv2d(self, spec: LinearSpec, shape: ConvShape, *, bias: bool) -> nn.Module:
+        import torch
+        from torch import nn
+
+        return nn.Conv2d(*shape.sides, bias=bias, dtype=getattr(torch, spec.dtype))
 
     def conv2d_reference(self, spec: LinearSpec, module: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - the module holds its dtype
         from bitbench.layers.convolution import product

@@ -31,6 +31,7 @@ _WORDS = {
     "format": "{}",
     "group_size": "groups of {}",
     "activation_bits": "{}-bit activations",
+    "signs": "signs in and out",
 }
 _SILENT = ("kind", "form", "ste")
 

@@ -34,6 +34,7 @@ METRICS: dict[str, Metric] = {
     "roofline.share": Metric("", "higher", "reached share of the measured limit that binds"),
     "decode.tokens_per_second": Metric("tokens/s", "higher", "batch-1 decoding rate"),
     "decode.prefill_tokens_per_second": Metric("tokens/s", "higher", "rate of reading a prompt, batch 1"),
+    "inference.images_per_second": Metric("images/s", "higher", "images classified, at the point's batch"),
     "decode.blocks_share": Metric("", "neither", "share of a token's time in transformer blocks"),
     "decode.head_share": Metric("", "neither", "share of a token's time in the output head"),
     "decode.rest_share": Metric("", "neither", "share of a token's time outside blocks and head"),
@@ -75,6 +76,12 @@ METRICS: dict[str, Metric] = {
     "quality.nll": Metric("nat", "lower", "mean negative log likelihood a token, per document"),
     "training.bits_per_byte": Metric("bit", "lower", "held-out bits per byte after training"),
     "training.accuracy": Metric("", "higher", "share of held-out images classified right after training"),
+    "training.packed_accuracy": Metric(
+        "", "higher", "the same of the network packed, its low-bit weights in codes"
+    ),
+    "training.packed_agreement": Metric(
+        "", "higher", "share of held-out images that the network classifies alike before and after packing"
+    ),
     "training.loss": Metric("nat", "lower", "training loss at the last step"),
     "training.seconds": Metric("s", "lower", "wall time of the training run"),
 }

@@ -6,8 +6,10 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitbench.layers.base import LayerCost, LayerKind, LayerSpec
 from bitbench.store.schema import Check
@@ -84,6 +86,45 @@ class Comparison:
         else:
             error = self._worst / self._largest if self._largest > 0 else math.inf
         return Check(passed=error <= tolerance, max_error=error, tolerance=tolerance, compared=self._compared)
+
+
+@contextmanager
+def watched(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """What each of ``layers`` is given and gives in its last call while the block runs."""
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[layer] = inputs[0], output
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(keep).remove)
+        yield seen
+
+
+def check_seen(
+    kind: LayerKind, spec: LayerSpec, seen: Mapping[nn.Module, tuple[Tensor, Tensor]], *, sound: bool
+) -> Check:
+    """Layers of a network, convolutions among them, against the exact reference on what they were given: of
+    the first, the middle and the last of the batch. The worst of them stands for all; ``sound`` as
+    for :meth:`Comparison.check`."""
+    checks = []
+    for layer, (given, got) in seen.items():
+        chosen = sorted({0, len(given) // 2, len(given) - 1})
+        x = given[chosen]
+        exact = (
+            kind.conv2d_reference(spec, layer, x)
+            if x.dim() == 4
+            else kind.reference(spec, layer, x, slice(0, got.shape[1]))
+        )
+        comparison = Comparison()
+        comparison.add(got[chosen], exact)
+        own: Any = layer
+        columns = getattr(own, "in_features", None) or own.weight[0].numel()
+        checks.append(comparison.check(kind.tolerance(spec, columns), sound=sound))
+    worst = max(checks, key=lambda check: check.max_error / check.tolerance)
+    compared = sum(check.compared for check in checks)
+    return worst.model_copy(update={"passed": all(check.passed for check in checks), "compared": compared})
 
 
 def poison(x: Tensor, shape: tuple[int, ...]) -> None:

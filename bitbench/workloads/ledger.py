@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitbench.measure.memory import file_bytes, ledger, peak_on
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
-def byte_figures(module: nn.Module, plain: nn.Linear | nn.Conv2d, format_bits: float) -> dict[str, float]:
-    """Bytes of ``module``, and what they are to ``plain``, the fp32 layer of torch with as many weights.
+def byte_figures(module: nn.Module, plain: nn.Module, format_bits: float) -> dict[str, float]:
+    """Bytes of ``module``, and what they are to ``plain``, fp32 layers of torch with as many weights.
 
     ``format_bits``: bits per weight of the format before scales.
     """
@@ -27,7 +27,7 @@ def byte_figures(module: nn.Module, plain: nn.Linear | nn.Conv2d, format_bits: f
         "memory.weight_bytes": float(weight),
         "memory.layer_bytes": float(own["layer"]),
         "memory.file_bytes": float(own_file),
-        "memory.bits_per_weight": 8.0 * weight / plain.weight.numel(),
+        "memory.bits_per_weight": 8.0 * weight / (fp32["codes"] / 4),
         "memory.format_bits": format_bits,
         "memory.weight_ratio": fp32["codes"] / weight,
         "memory.weight_ratio_bf16": fp32["codes"] / 2 / weight,
@@ -36,7 +36,7 @@ def byte_figures(module: nn.Module, plain: nn.Linear | nn.Conv2d, format_bits: f
     }
 
 
-def peak_figure(module: nn.Module, x: Tensor, device: str) -> dict[str, float]:
+def peak_figure(module: nn.Module, x: Any, device: str) -> dict[str, float]:
     """``memory.peak_bytes``: rise of the high-water mark over one call, after one that pays for first
     use. Empty where the device does not tell."""
     import torch

@@ -12,6 +12,7 @@ REGISTRY: Registry[WorkloadKind] = Registry(
     {
         "linear": "bitbench.workloads.linear:LinearWorkload",
         "conv2d": "bitbench.workloads.conv2d:Conv2dWorkload",
+        "block": "bitbench.workloads.block:BlockWorkload",
         "decode": "bitbench.workloads.decode:DecodeWorkload",
         "perplexity": "bitbench.workloads.perplexity:PerplexityWorkload",
         "pretrain": "bitbench.workloads.pretrain:PretrainWorkload",

