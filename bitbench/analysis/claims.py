@@ -171,13 +171,18 @@ def _kind_of_case(case: CaseSummary) -> tuple[str, str, Any]:
 
 def _could(claim: Claim, case: CaseSummary) -> bool:
     """Whether a case that failed would have carried the metric, where no sibling can tell."""
+    if claim.metric.startswith("vision."):
+        return case.case.workload == "image_accuracy" and case.case.phase == "timed"
     if claim.metric.startswith(("decode.", "memory.model_")):
         of_prompt = claim.metric == "decode.prefill_tokens_per_second"
+        if case.case.workload == "image_accuracy" and claim.metric.startswith("memory."):
+            return case.case.params.get("measure") == "memory"
         return case.case.workload == "decode" and (PROMPT_TOKENS in case.case.params) == of_prompt
     if claim.metric.startswith("memory."):
         return case.case.params.get("measure") == "memory"
     if claim.metric.startswith("quality."):
-        return case.case.workload == "perplexity"
+        of_images = claim.metric.startswith(("quality.accuracy", "quality.images", "quality.right"))
+        return case.case.replicate == ("images" if of_images else "documents")
     if claim.metric.startswith("training."):
         own = {"training.bits_per_byte": "pretrain", "training.accuracy": "classify"}.get(claim.metric)
         return case.case.workload in ((own,) if own else ("pretrain", "classify"))

@@ -58,11 +58,12 @@ class LatentFree(Binary):
         return product(x, decoded, None if module.bias is None else module.bias[rows], spec.activation_bits)
 
     def random_conv2d(self, spec: LatentFreeSpec, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
-        from bitbench.workloads.base import Unsupported
-
-        if spec.form == "training":
-            raise Unsupported("a convolution has no latent-free training form; measure `form: packed`")
+        _refuse_training(spec)
         return super().random_conv2d(spec, shape, bias=bias, seed=seed)
+
+    def convert_conv2d(self, spec: LatentFreeSpec, conv: nn.Conv2d) -> nn.Module:
+        _refuse_training(spec)
+        return super().convert_conv2d(spec, conv)
 
     def _made(self, spec: LatentFreeSpec, linear: nn.Linear) -> nn.Module:
         from impl import BinaryLinear
@@ -74,3 +75,10 @@ class LatentFree(Binary):
         weight = BinaryLinearParameter(linear.weight.detach(), scale=spec.scale, packed=spec.storage == "bit")
         layer.weight = cast("nn.Parameter", weight)
         return layer
+
+
+def _refuse_training(spec: LatentFreeSpec) -> None:
+    from bitbench.workloads.base import Unsupported
+
+    if spec.form == "training":
+        raise Unsupported("a convolution has no latent-free training form; measure `form: packed`")

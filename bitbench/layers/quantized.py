@@ -192,15 +192,8 @@ class Quantized(LayerKind):
         return ULP * (4 + k * groups) + last
 
     def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
-        from bitbench.workloads.base import Unsupported
-
-        if spec.group_size is not None:
-            raise Unsupported(
-                f"group_size={spec.group_size}: the scales of a convolution are per tensor or row; leave "
-                "group_size out for a layer that is measured as a convolution"
-            )
+        options = self._conv_options(spec)
         if spec.form == "training":
-            options = {name: value for name, value in self.options(spec).items() if name != "group_size"}
             sides = (shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding)
             module: nn.Module = self.conv2d()(*sides, bias=bias, **options)
             return drawn(module, shape.columns, seed)
@@ -215,6 +208,25 @@ class Quantized(LayerKind):
             activation_bits=spec.activation_bits,
         )
         return packed.requires_grad_(False).eval()
+
+    def _conv_options(self, spec: Any) -> dict[str, Any]:
+        """Keyword arguments of the convolution beside sizes and bias.
+
+        Raises :class:`bitbench.workloads.base.Unsupported` for what a convolution has not.
+        """
+        from bitbench.workloads.base import Unsupported
+
+        if spec.group_size is not None:
+            raise Unsupported(
+                f"group_size={spec.group_size}: the scales of a convolution are per tensor or row; leave "
+                "group_size out for a layer that is measured as a convolution"
+            )
+        return {name: value for name, value in self.options(spec).items() if name != "group_size"}
+
+    def convert_conv2d(self, spec: Any, conv: nn.Conv2d) -> nn.Module:
+        packed = spec.form == "packed"
+        module = self.conv2d().from_conv(conv, pack=packed, **self._conv_options(spec))
+        return module.requires_grad_(False).eval()
 
     def conv2d_reference(self, spec: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
         from bitbench.layers.convolution import decoded, product

@@ -5,12 +5,13 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from bitbench.store.schema import Check
-from bitbench.workloads.language_model import HEAD, Converted
+from bitbench.workloads.conversions import Converted
+from bitbench.workloads.language_model import HEAD
 from bitbench.workloads.layer_check import Comparison
 from bitbench.workloads.linear import sampled_rows, sampled_tokens
 
@@ -30,12 +31,24 @@ def check_layers(converted: Converted, step: Callable[[], Any], seed: int) -> Ch
     layers = {
         name: layer for name, layer in converted.layers.items() if name == HEAD or name.startswith(chosen)
     }
+    seen = watched(layers, step)
+    return combined([_compare(converted, layer, *seen[name], seed) for name, layer in layers.items()])
+
+
+def watched(
+    layers: Mapping[str, nn.Module], step: Callable[[], Any], rows: Sequence[int] | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each of ``layers`` last read and gave while ``step`` ran, of a batch only these ``rows``."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.callback(layer.register_forward_hook(_keep(seen, name)).remove)
+            hooks.callback(layer.register_forward_hook(_keep(seen, name, rows)).remove)
         step()
-    checks = [_compare(converted, layer, *seen[name], seed) for name, layer in layers.items()]
+    return seen
+
+
+def combined(checks: Sequence[Check]) -> Check:
+    """The worst of ``checks``, passed where all are."""
     worst = max(checks, key=lambda check: check.max_error / check.tolerance)
     return worst.model_copy(
         update={
@@ -55,8 +68,12 @@ def _compare(converted: Converted, layer: nn.Module, x: Tensor, y: Tensor, seed:
     return comparison.check(kind.tolerance(spec, x.shape[-1]), sound=bool(y.isfinite().all()))
 
 
-def _keep(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:
+def _keep(
+    seen: dict[str, tuple[Tensor, Tensor]], name: str, rows: Sequence[int] | None
+) -> Callable[..., None]:
+    chosen = slice(None) if rows is None else list(rows)
+
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[name] = (inputs[0].detach().clone(), output.detach().clone())
+        seen[name] = (inputs[0][chosen].detach().clone(), output[chosen].detach().clone())
 
     return hook

@@ -14,6 +14,7 @@ REGISTRY: Registry[WorkloadKind] = Registry(
         "conv2d": "bitbench.workloads.conv2d:Conv2dWorkload",
         "decode": "bitbench.workloads.decode:DecodeWorkload",
         "perplexity": "bitbench.workloads.perplexity:PerplexityWorkload",
+        "image_accuracy": "bitbench.workloads.image_accuracy:ImageAccuracyWorkload",
         "pretrain": "bitbench.workloads.pretrain:PretrainWorkload",
         "classify": "bitbench.workloads.classify:ClassifyWorkload",
         "train_step": "bitbench.workloads.train_step:TrainStepWorkload",

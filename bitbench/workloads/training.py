@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitbench.layers.base import LayerKind, LayerSpec
 from bitbench.workloads.base import Context, Outcome, Session, Unsupported
-from bitbench.workloads.language_model import supported
+from bitbench.workloads.conversions import supported
 
 if TYPE_CHECKING:
     from torch import nn
