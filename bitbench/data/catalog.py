@@ -1,7 +1,7 @@
 """The catalog of weights, texts and images: what each name means, where it comes from, what it must hash to.
 
 Torch-free. Fetching is in :mod:`bitbench.data.fetch`, loading in :mod:`~bitbench.data.models`,
-:mod:`~bitbench.data.texts` and :mod:`~bitbench.data.images`.
+:mod:`~bitbench.data.classifiers`, :mod:`~bitbench.data.texts` and :mod:`~bitbench.data.images`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bitbench.errors import UserError
 from bitbench.plugins import did_you_mean, join_names
 
-Holds = Literal["causal-lm", "encoder", "text", "images"]
+Holds = Literal["causal-lm", "encoder", "classifier", "text", "images"]
 
 
 class _Strict(BaseModel):

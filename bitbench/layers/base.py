@@ -135,9 +135,16 @@ class LayerKind(ABC):
 
         Raises :class:`bitbench.workloads.base.Unsupported` where the kind has none.
         """
+        raise self._no_convolution()
+
+    def convert_conv2d(self, spec: Any, conv: nn.Conv2d) -> nn.Module:  # noqa: ARG002 - as random_conv2d
+        """The layer that replaces a trained ``conv``, as :meth:`convert`; raises as :meth:`random_conv2d`."""
+        raise self._no_convolution()
+
+    def _no_convolution(self) -> Exception:
         from bitbench.workloads.base import Unsupported
 
-        raise Unsupported(f"a {self.name} layer is a matrix product: there is no convolution of it")
+        return Unsupported(f"a {self.name} layer is a matrix product: there is no convolution of it")
 
     def conv2d_reference(self, spec: Any, module: nn.Module, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - there is none of any input
         """Exact output of a convolution for ``x [batch, in, size, size]``, as :meth:`reference`."""

@@ -64,11 +64,12 @@ class LatentFree(Binary):
         return self._without_float_copy(spec, layer, BinaryConvParameter)
 
     def random_conv2d(self, spec: LatentFreeSpec, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
-        from bitbench.workloads.base import Unsupported
-
-        if spec.form == "training":
-            raise Unsupported("a convolution has no latent-free training form; measure `form: packed`")
+        _refuse_training(spec)
         return super().random_conv2d(spec, shape, bias=bias, seed=seed)
+
+    def convert_conv2d(self, spec: LatentFreeSpec, conv: nn.Conv2d) -> nn.Module:
+        _refuse_training(spec)
+        return super().convert_conv2d(spec, conv)
 
     def _made(self, spec: LatentFreeSpec, linear: nn.Linear) -> nn.Module:
         from impl import BinaryLinear
@@ -84,3 +85,10 @@ class LatentFree(Binary):
         weight = parameter(layer.weight.detach(), scale=spec.scale, packed=spec.storage == "bit")
         layer.weight = cast("nn.Parameter", weight)
         return cast("nn.Module", layer)
+
+
+def _refuse_training(spec: LatentFreeSpec) -> None:
+    from bitbench.workloads.base import Unsupported
+
+    if spec.form == "training":
+        raise Unsupported("a convolution has no latent-free training form; measure `form: packed`")

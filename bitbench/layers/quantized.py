@@ -182,7 +182,7 @@ class Quantized(LayerKind):
         return ULP * (4 + k * groups) + last
 
     def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
-        _require_row_scales(spec)
+        _refuse_groups(spec)
         if spec.form == "training":
             return drawn(self.trainable_conv2d(spec, shape, bias=bias), shape.columns, seed)
         codes, scales, offset = self._drawn(spec, shape.out_channels, shape.columns, bias, seed)
@@ -198,10 +198,21 @@ class Quantized(LayerKind):
         return packed.requires_grad_(False).eval()
 
     def trainable_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool) -> nn.Module:
-        _require_row_scales(spec)
-        options = {name: value for name, value in self.options(spec).items() if name != "group_size"}
-        module: nn.Module = self.conv2d()(*shape.sides, bias=bias, **options)
+        module: nn.Module = self.conv2d()(*shape.sides, bias=bias, **self._conv_options(spec))
         return module
+
+    def _conv_options(self, spec: Any) -> dict[str, Any]:
+        """Keyword arguments of the convolution beside sizes and bias.
+
+        Raises :class:`bitbench.workloads.base.Unsupported` for what a convolution has not.
+        """
+        _refuse_groups(spec)
+        return {name: value for name, value in self.options(spec).items() if name != "group_size"}
+
+    def convert_conv2d(self, spec: Any, conv: nn.Conv2d) -> nn.Module:
+        packed = spec.form == "packed"
+        module = self.conv2d().from_conv(conv, pack=packed, **self._conv_options(spec))
+        return module.requires_grad_(False).eval()
 
     def conv2d_reference(self, spec: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
         from bitbench.layers.convolution import decoded, product
@@ -238,6 +249,16 @@ class Quantized(LayerKind):
         served = f"{kernel} served the call" if kernel else "the layer does not say what served the call"
         wanted = f"a native {spec.isa or ''}".rstrip()
         return f"{served}, not {wanted} {expected[0]}... kernel; `bitbench doctor` says what is missing"
+
+
+def _refuse_groups(spec: Any) -> None:
+    from bitbench.workloads.base import Unsupported
+
+    if spec.group_size is not None:
+        raise Unsupported(
+            f"group_size={spec.group_size}: the scales of a convolution are per tensor or row; leave "
+            "group_size out for a layer that is measured as a convolution"
+        )
 
 
 class Binary(Quantized):
@@ -361,16 +382,6 @@ class KTernary(Quantized):
     def options(self, spec: KTernarySpec) -> dict[str, Any]:
         rule = {"rule": spec.rule} if spec.rule else {}
         return {**super().options(spec), **rule, "k": spec.k, "format": spec.format, "refit": spec.refit}
-
-
-def _require_row_scales(spec: Any) -> None:
-    from bitbench.workloads.base import Unsupported
-
-    if spec.group_size is not None:
-        raise Unsupported(
-            f"group_size={spec.group_size}: the scales of a convolution are per tensor or row; leave "
-            "group_size out for a layer that is measured as a convolution"
-        )
 
 
 def random_codes(

@@ -18,6 +18,7 @@ from bitbench.report.answer import QUESTION, answer, caveats
 from bitbench.report.convolution import blocks, convolution
 from bitbench.report.decoding import decode
 from bitbench.report.gpu import gpu_load
+from bitbench.report.images import images
 from bitbench.report.machine import telemetry
 from bitbench.report.memory import memory
 from bitbench.report.numbers import percent, with_interval
@@ -76,6 +77,7 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
         gpu_load(summary),
         decode(summary, drawn.get("decode", ())),
         accuracy(summary, drawn.get("accuracy", ())),
+        images(summary),
         *training(summary),
         failures(summary),
         telemetry(summary),

@@ -34,7 +34,7 @@ from bitbench.workloads.conv2d import (
     MemoryFormat,
     gpu_seconds,
 )
-from bitbench.workloads.layer_check import poison
+from bitbench.workloads.layer_check import fallback_of, poison
 from bitbench.workloads.ledger import byte_figures, peak_figure
 from bitbench.workloads.linear import BUILD_SECONDS_PER_WEIGHT, LEDGER_SECONDS_PER_WEIGHT, timed_seconds
 from bitbench.workloads.pace import call_seconds
@@ -216,8 +216,7 @@ class BlockSubject(Subject):
         return check_block(self._kind, self._spec, self._plain, self._x, output)
 
     def fallback(self) -> str | None:
-        reasons = (self._kind.fallback(self._spec, name) for name in self.kernel.split(", "))
-        return next((reason for reason in reasons if reason), None)
+        return fallback_of(self._kind, self._spec, self.kernel)
 
     def work(self) -> Work:
         return block_work(self._kind, self._spec, self._shape, self._x.shape[0])

@@ -39,6 +39,7 @@ from bitbench.workloads.base import (
     WorkloadSpec,
 )
 from bitbench.workloads.conv2d import Images
+from bitbench.workloads.conversions import End
 from bitbench.workloads.linear import BUDGET_SECONDS, GPU_SECONDS, timed_seconds
 from bitbench.workloads.pace import OPERATIONS_PER_SECOND
 from bitbench.workloads.training import TrainingSession, optimiser_for, packed, schedule
@@ -93,7 +94,7 @@ class ClassifySpec(WorkloadSpec):
     """Of a resnet: channels of each stage. Every stage but the first halves the size of the image."""
     blocks: list[int] = Field(default=_LATER["blocks"], min_length=1, max_length=8)
     """Of a resnet: blocks of each stage."""
-    ends: Literal["float", "same"] = "float"
+    ends: End = "float"
     """Of a resnet: its first convolution and its head. float: nn.Conv2d and nn.Linear. same: of the kind."""
     train_images: int | None = Field(default=None, ge=2)
     """Images to train on, the first ones of the set; null: all."""
@@ -108,8 +109,8 @@ class ClassifySpec(WorkloadSpec):
     autocast: bool = False
     """Train under torch's autocast to bfloat16, faster on processors that multiply in it. Networks are scored
     in float32."""
-    speed: list[Images] = Field(default=[])
-    """Images of a call, to time the packed network at; none: it is not timed."""
+    timed_batch: list[Images] = Field(default=[])
+    """Images of a timed call of the packed network, each number at a point of its own."""
 
     @field_validator("images")
     @classmethod
@@ -144,7 +145,7 @@ class ClassifySpec(WorkloadSpec):
 class ClassifyWorkload(WorkloadKind):
     name: ClassVar[str] = "classify"
     spec: ClassVar[type[ClassifySpec]] = ClassifySpec
-    axes: ClassVar[tuple[str, ...]] = ("seeds", "speed")
+    axes: ClassVar[tuple[str, ...]] = ("seeds", "timed_batch")
 
     def points(self, spec: ClassifySpec) -> list[PointPlan]:
         network: dict[str, Any] = {"hidden": spec.hidden}
@@ -156,10 +157,10 @@ class ClassifyWorkload(WorkloadKind):
         params = {"images": spec.images, **network, **images, "epochs": spec.epochs}
         trained = PointPlan(params, "once", "seeds", launches=spec.seeds)
         timed = {"images": spec.images, **network}
-        return [trained, *(PointPlan({**timed, "batch": n}, "timed", "launches") for n in spec.speed)]
+        return [trained, *(PointPlan({**timed, "batch": n}, "timed", "launches") for n in spec.timed_batch)]
 
     def quick(self, spec: ClassifySpec) -> ClassifySpec:
-        cut: dict[str, Any] = {"seeds": 1, "epochs": 1, "speed": spec.speed[:1]}
+        cut: dict[str, Any] = {"seeds": 1, "epochs": 1, "timed_batch": spec.timed_batch[:1]}
         if spec.network == "resnet":
             cut["train_images"] = min(spec.train_images or QUICK_IMAGES, QUICK_IMAGES)
         return spec.model_copy(update=cut)

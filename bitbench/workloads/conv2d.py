@@ -21,7 +21,7 @@ from bitbench.workloads.base import (
     WorkloadKind,
     WorkloadSpec,
 )
-from bitbench.workloads.layer_check import Comparison, Made, poison
+from bitbench.workloads.layer_check import Comparison, Made, poison, sampled_images
 from bitbench.workloads.ledger import byte_figures, peak_figure
 from bitbench.workloads.linear import (
     BUDGET_SECONDS,
@@ -180,8 +180,7 @@ class Conv2dSubject(Subject):
         self._shape = shape
         self._x = x
         self._given = made.kind.given(made.spec, x)
-        batch = x.shape[0]
-        self._images = sorted({0, batch // 2, batch - 1})
+        self._images = sampled_images(x.shape[0])
         self._expected: torch.Tensor | None = None
 
     def call(self) -> Any:

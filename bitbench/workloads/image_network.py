@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitbench.data.images import Split, load_images
+from bitbench.data.images import Split, by_channel, load_images
 from bitbench.layers import registry
 from bitbench.layers.base import LayerKind, LayerSpec
-from bitbench.measure.memory import ledger
+from bitbench.workloads.ledger import model_figures
 from bitbench.workloads.training import trainable_conv_factory, trainable_factory
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ class ImageNetwork:
     """The images of an entry, as bytes on ``device``, normalised when they are used, and the network that is
     to tell them apart.
 
-    Attributes: ``train`` and ``test``, images uint8 ``[n, rows, columns]`` and their classes int64 ``[n]``.
+    Attributes: ``train`` and ``test``, images uint8 ``[n, channels, rows, columns]`` and their classes int64
+    ``[n]``.
     """
 
     def __init__(self, spec: ClassifySpec, device: str) -> None:
@@ -30,7 +31,7 @@ class ImageNetwork:
         self.spec = spec
         self.device = device
         self.classes = images.classes
-        self.train = tuple(part[: spec.train_images] for part in _tensors(images.train, device))
+        self.train = _tensors(images.train, device, spec.train_images)
         self.test = _tensors(images.test, device)
         pixels = images.train.images
         # A constant image has no deviation to divide by.
@@ -50,7 +51,7 @@ class ImageNetwork:
         model = ResNet(
             entry.blocks,
             entry.widths,
-            1,
+            self.train[0].shape[1],
             self.classes,
             conv=conv,
             stem=conv if entry.ends == "same" else float_conv,
@@ -64,17 +65,16 @@ class ImageNetwork:
 
     def normalised(self, images: Tensor) -> Tensor:
         """Bytes as float32 with mean 0 and deviation 1 over the training images, as the network takes them:
-        ``[n, pixels]``, or ``[n, 1, rows, columns]``."""
+        ``[n, pixels]``, or ``[n, channels, rows, columns]``."""
         values = (images.float() - self.mean) / self.deviation
-        return values.flatten(1) if self.spec.network == "mlp" else values.unsqueeze(1)
+        return values.flatten(1) if self.spec.network == "mlp" else values
 
     def byte_figures(self, model: nn.Module) -> dict[str, float]:
         """Bytes of ``model``, one of :meth:`network`, and what they are to the same network in float32."""
         plain = registry.get("linear")
         whole = self.network(plain, plain.spec.model_validate({"kind": "linear"}), seed=0)
-        own = ledger(model)["layer"]
-        return {"memory.model_bytes": float(own), "memory.model_ratio": ledger(whole)["layer"] / own}
+        return model_figures(model, whole)
 
 
-def _tensors(split: Split, device: str) -> tuple[Tensor, Tensor]:
-    return torch.tensor(split.images).to(device), torch.tensor(split.labels).long().to(device)
+def _tensors(split: Split, device: str, count: int | None = None) -> tuple[Tensor, Tensor]:
+    return by_channel(split, count).to(device), torch.tensor(split.labels[:count]).long().to(device)

@@ -15,6 +15,7 @@ REGISTRY: Registry[WorkloadKind] = Registry(
         "block": "bitbench.workloads.block:BlockWorkload",
         "decode": "bitbench.workloads.decode:DecodeWorkload",
         "perplexity": "bitbench.workloads.perplexity:PerplexityWorkload",
+        "image_accuracy": "bitbench.workloads.image_accuracy:ImageAccuracyWorkload",
         "pretrain": "bitbench.workloads.pretrain:PretrainWorkload",
         "classify": "bitbench.workloads.classify:ClassifyWorkload",
         "train_step": "bitbench.workloads.train_step:TrainStepWorkload",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bitbench.layers.base import LayerKind, LayerSpec
 from bitbench.suite.convolutions import ConvShape
 from bitbench.workloads.base import Context, Outcome, Session, Unsupported
-from bitbench.workloads.language_model import supported
+from bitbench.workloads.conversions import supported
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,5 +1,6 @@
 // The packed layouts of impl.h as code: sizes, where the bytes of a row group lie, digits. Used by
-// the files that convert (pack.cpp, dequantize.cpp); the kernels walk the bytes their own way.
+// the checks, for sizes, and on the CPU by the files that convert (pack.cpp, dequantize.cpp); the kernels walk
+// the bytes their own way.
 #ifndef BITIMPL_COMMON_LAYOUT_H
 #define BITIMPL_COMMON_LAYOUT_H
 

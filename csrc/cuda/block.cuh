@@ -20,6 +20,10 @@ __device__ __forceinline__ T over_block(T value, T* room, Join join) {
   return value;
 }
 
+// Magnitudes of floats order like their bits, and NaN comes out above infinity.
+__device__ __forceinline__ uint32_t magnitude_bits(float x) { return bits_of(x) & 0x7fffffffu; }
+__device__ __forceinline__ bool finite(uint32_t magnitude) { return magnitude < 0x7f800000u; }
+
 // What over_block() joins by.
 struct Add {
   template <class T>

@@ -57,12 +57,6 @@ struct Warp {
 struct InFlight {
   std::vector<Copy> copies;
   std::vector<Warp> warps{32};
-  uint32_t dice = 1;
-
-  bool later() {
-    dice = dice * 1664525u + 1013904223u;
-    return dice >> 31 != 0;
-  }
 };
 inline InFlight& in_flight() {
   static InFlight one;
@@ -87,7 +81,7 @@ inline void land_all(const Barrier* barrier) {
   }
 }
 
-// Byte `depth` of row `row` of B as a descriptor of K-major rows has it.
+// The four bytes from `depth` on of row `row` of B, as a descriptor of K-major rows has them.
 inline uint32_t word_of_b(uint64_t descriptor, int row, int depth) {
   const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
   const uint32_t eight_rows = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
@@ -219,7 +213,7 @@ __device__ __forceinline__ void copy_bulk(void* to_shared, const void* from, uin
                                           uint64_t* barrier) {
 #ifdef BITIMPL_EMULATOR
   const emulated::Copy copy = {to_shared, from, bytes, reinterpret_cast<emulated::Barrier*>(barrier)};
-  if (emulated::in_flight().later()) {
+  if (emulator::chance()) {
     emulated::in_flight().copies.push_back(copy);
   } else {
     emulated::land(copy);
@@ -327,7 +321,7 @@ __device__ __forceinline__ void multiply(int32_t (&d)[COLUMNS / 2], const uint32
           product.a[i] = static_cast<Mine*>(lanes[i])->a;
         }
         warp.products.push_back(product);
-        if (!emulated::in_flight().later()) emulated::finish(warp, warp.group);
+        if (!emulator::chance()) emulated::finish(warp, warp.group);
       },
       &mine);
 #else

@@ -73,7 +73,6 @@ template <int FORMAT>
 __global__ void __launch_bounds__(kQuantizeThreads) quantize_gradient_kernel(Gradient task) {
   constexpr float kLimit = 127.0f;
   constexpr float kFloor = 1e-36f;  // whose factor is still finite
-  constexpr uint32_t kInfinity = 0x7f800000u;
   constexpr int kChunkRows = Chunk<FORMAT>::kBytes;
   const Weight& w = task.weight;
   const int64_t token = blockIdx.x;
@@ -89,8 +88,8 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_gradient_kernel(Gra
   }
   void* room = shared_memory<void>();
   largest = over_block(largest, static_cast<uint32_t*>(room), Larger{});
-  const bool finite = largest < kInfinity;
-  const float amax = most(float_of_bits(finite ? largest : 0), kFloor);
+  const bool is_finite = finite(largest);
+  const float amax = most(float_of_bits(is_finite ? largest : 0), kFloor);
   const float factor = kLimit / amax;
   int32_t sum = 0;
   for (int64_t at = 4 * static_cast<int64_t>(threadIdx.x); at < task.row_bytes; at += 4 * kQuantizeThreads) {
@@ -100,7 +99,7 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_gradient_kernel(Gra
     for (int i = 0; i < 4; ++i) {
       const int64_t row =
           chunk * kChunkRows + Chunk<FORMAT>::row_at(static_cast<int>(at - chunk * kChunkRows) + i);
-      const int32_t q = finite && row < w.rows ? round_to_int(value_at(row) * factor) : 0;
+      const int32_t q = is_finite && row < w.rows ? round_to_int(value_at(row) * factor) : 0;
       sum += q;
       four |= (static_cast<uint32_t>(q) & 0xff) << 8 * i;
     }
@@ -109,7 +108,7 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_gradient_kernel(Gra
   sum = over_block(sum, static_cast<int32_t*>(room), Add{});
   if (threadIdx.x != 0) return;
   task.sums[line] = sum;
-  task.scale[line] = finite ? amax / kLimit : NAN;
+  task.scale[line] = is_finite ? amax / kLimit : NAN;
 }
 
 // ---- the product
@@ -322,13 +321,9 @@ int start(Gradient task, Stream stream) {
 }
 
 int check_weight_of_gradient(const bitimpl_weight* weight, bool with_scales) {
-  const int status = check_weight(weight, with_scales);
+  int status = check_weight(weight, with_scales);
+  if (status == BITIMPL_OK) status = check_format(weight->format);
   if (status != BITIMPL_OK) return status;
-  if (weight->format == BITIMPL_BINARY) {
-    return fail(BITIMPL_UNSUPPORTED,
-                "there is no CUDA kernel for binary weights: use the torch reference "
-                "(BITIMPL_BACKEND=torch)");
-  }
   if (weight->rows > kMostRows) {
     return fail(BITIMPL_UNSUPPORTED,
                 "the weight has %lld rows; its int8 gradient is exact up to %lld: cut it", show(weight->rows),

@@ -95,13 +95,20 @@ void* divide(LinearTask* task, const LinearKernel& kernel, const Device& device,
     }
     if (x.planes > 0) x.scale = memory->take<float>(x.rows);
   }
-  return memory->take<char>(kernel.scratch(*task, device));
+  // The last part: its size matters only where sizes are counted.
+  return memory->take<char>(memory->base == nullptr ? kernel.scratch(*task, device) : 0);
 }
 
-int check_format(int32_t format) {
-  if (format != BITIMPL_BINARY) return BITIMPL_OK;
-  return fail(BITIMPL_UNSUPPORTED, "there is no CUDA kernel for binary weights: use the torch reference "
-              "(BITIMPL_BACKEND=torch)");
+// The place of the kernel of that name in kKernels, or -1 after fail(...).
+int place_of(const char* name) {
+  int place = 0;
+  for (const LinearKernel* kernel : kKernels) {
+    if (name != nullptr && strcmp(kernel->name, name) == 0) return place;
+    ++place;
+  }
+  fail(BITIMPL_INVALID_ARGUMENT, "there is no CUDA kernel \"%s\": choose one of %s", name == nullptr ? "" : name,
+       bitimpl_cuda_kernels());
+  return -1;
 }
 
 int check_call(const bitimpl_linear_call& call) {
@@ -176,17 +183,13 @@ const char* bitimpl_cuda_kernels(void) {
 
 int bitimpl_cuda_select_kernel(const char* name) {
   clear_error();
-  const LinearKernel* found = nullptr;
-  if (name != nullptr && name[0] != '\0') {
-    for (const LinearKernel* kernel : kKernels) {
-      if (strcmp(kernel->name, name) == 0) found = kernel;
-    }
-    if (found == nullptr) {
-      return fail(BITIMPL_INVALID_ARGUMENT, "there is no CUDA kernel \"%s\": choose one of %s", name,
-                  bitimpl_cuda_kernels());
-    }
+  if (name == nullptr || name[0] == '\0') {
+    selected = nullptr;
+    return BITIMPL_OK;
   }
-  selected = found;
+  const int place = place_of(name);
+  if (place < 0) return last_status();
+  selected = kKernels[place];
   return BITIMPL_OK;
 }
 
@@ -194,30 +197,18 @@ int bitimpl_cuda_avoid(const char* name, int32_t device) {
   clear_error();
   const Device* found = device_at(device);
   if (found == nullptr) return last_status();
-  uint64_t bit = 1;
-  for (const LinearKernel* kernel : kKernels) {
-    if (name != nullptr && strcmp(kernel->name, name) == 0) {
-      avoided[found->index].fetch_or(bit);
-      return BITIMPL_OK;
-    }
-    bit <<= 1;
-  }
-  return fail(BITIMPL_INVALID_ARGUMENT, "there is no CUDA kernel \"%s\": choose one of %s",
-              name == nullptr ? "" : name, bitimpl_cuda_kernels());
+  const int place = place_of(name);
+  if (place < 0) return last_status();
+  avoided[found->index].fetch_or(uint64_t{1} << place);
+  return BITIMPL_OK;
 }
 
 int bitimpl_cuda_trust(const char* name) {
   clear_error();
-  uint64_t bit = 1;
-  for (const LinearKernel* kernel : kKernels) {
-    if (name != nullptr && strcmp(kernel->name, name) == 0) {
-      trusted.fetch_or(bit);
-      return BITIMPL_OK;
-    }
-    bit <<= 1;
-  }
-  return fail(BITIMPL_INVALID_ARGUMENT, "there is no CUDA kernel \"%s\": choose one of %s",
-              name == nullptr ? "" : name, bitimpl_cuda_kernels());
+  const int place = place_of(name);
+  if (place < 0) return last_status();
+  trusted.fetch_or(uint64_t{1} << place);
+  return BITIMPL_OK;
 }
 
 const char* bitimpl_cuda_last_kernel(void) {

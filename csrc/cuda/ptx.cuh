@@ -31,18 +31,6 @@ __device__ __forceinline__ int32_t dp4a(uint32_t a, uint32_t b, int32_t sum) {
 #endif
 }
 
-// The same of signed bytes a.
-__device__ __forceinline__ int32_t dp4a_signed(uint32_t a, uint32_t b, int32_t sum) {
-#ifdef BITIMPL_EMULATOR
-  for (int i = 0; i < 32; i += 8) sum += static_cast<int8_t>(a >> i & 0xff) * static_cast<int8_t>(b >> i & 0xff);
-  return sum;
-#else
-  int32_t d;
-  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(sum));
-  return d;
-#endif
-}
-
 // Byte i of the result is byte (selector >> 4i & 7) of the eight bytes b:a, a the lower four.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
 #ifdef BITIMPL_EMULATOR

@@ -22,10 +22,6 @@ struct Integers {
   int32_t low;
 };
 
-// Magnitudes of floats order like their bits, and NaN comes out above infinity.
-__device__ __forceinline__ uint32_t magnitude_bits(float x) { return bits_of(x) & 0x7fffffffu; }
-__device__ __forceinline__ bool finite(uint32_t magnitude) { return magnitude < 0x7f800000u; }
-
 // INT8 and INT16, of the row's largest magnitude.
 __device__ __forceinline__ Rule rule_of_largest(uint32_t largest, int32_t activation) {
   if (!finite(largest)) return {0.0f, 0.0f, NAN};

@@ -83,8 +83,7 @@ __device__ __forceinline__ Line line_of(const Sums& all, int64_t n, int32_t rule
 }
 
 __device__ __forceinline__ float twn_scale(const Sums& kept) {
-  constexpr uint32_t kInfinity = 0x7f800000u;
-  return kept.largest >= kInfinity ? NAN : mean_of(kept.total, kept.count);
+  return finite(kept.largest) ? mean_of(kept.total, kept.count) : NAN;
 }
 
 // ---- one scale for all ---------------------------------------------------------------------------------

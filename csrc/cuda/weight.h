@@ -8,6 +8,13 @@
 namespace bitimpl {
 namespace cuda {
 
+// That there are kernels that multiply weights of this format.
+inline int check_format(int32_t format) {
+  if (format != BITIMPL_BINARY) return BITIMPL_OK;
+  return fail(BITIMPL_UNSUPPORTED, "there is no CUDA kernel for binary weights: use the torch reference "
+              "(BITIMPL_BACKEND=torch)");
+}
+
 // Of a weight that has been checked. per_byte, groups and steps mean nothing for BINARY.
 inline Weight describe(const bitimpl_weight& w) {
   Weight weight = {};

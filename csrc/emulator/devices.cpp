@@ -29,8 +29,6 @@ const Device* device_at(int index) {
 DeviceGuard::DeviceGuard(int index) : before_(current) { current = index; }
 DeviceGuard::~DeviceGuard() { current = before_; }
 
-int check_launch() { return BITIMPL_OK; }
-
 }  // namespace cuda
 }  // namespace bitimpl
 

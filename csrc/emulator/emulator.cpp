@@ -192,6 +192,7 @@ const char* check(dim3 blocks, dim3 threads, size_t shared_bytes) {
 }  // namespace
 
 void* shared() { return m.shared.data(); }
+bool chance() { return draw(2) != 0; }
 void shuffle(uint64_t seed) { m.random.seed(seed); }
 
 void barrier() { leave(State::kAtBarrier); }

@@ -66,6 +66,9 @@ void meet(Together together, void* mine);
 // What a warp says that finds what it waits for undone and will look again: others are to go first.
 void give_way();
 
+// Whether what may happen now or later happens later: by the seed.
+bool chance();
+
 // A copy of 16 bytes, of which `valid` come from `from` and the rest are zero, that happens when it is
 // waited for.
 void copy_later(void* to, const void* from, int valid);

@@ -18,7 +18,6 @@ from typing import Any
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 PROVEN = CUDA / "proven.json"
 
-#: Where each kernel begins.
 #: The file of each kernel that needs proof, and of what prepares its input.
 KERNELS = {"wgmma": ("gemm_sm90a.cu", "quantize.cu")}
 

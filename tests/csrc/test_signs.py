@@ -132,7 +132,7 @@ def test_no_tokens_need_no_scales(library: Library) -> None:
     assert call.convolve(library) == OK, library.error()
 
 
-def test_an_infinite_scale_of_x(library: Library) -> None:
+def test_a_scale_of_x_that_is_not_a_number(library: Library) -> None:
     """NaN goes on to the scale of y, of its own row alone."""
     call = Call()
     x_scale = np.array([1.0, np.nan, 1.0, 1.0], dtype=np.float32)

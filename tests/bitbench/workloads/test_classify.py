@@ -7,20 +7,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from layer_specs import layer
 
+from bitbench.data.images import ImageSet, Split, load_images
 from bitbench.errors import UserError
 from bitbench.execute.outcome import of_exception
 from bitbench.layers import registry
 from bitbench.store.metrics import METRICS
 from bitbench.store.schema import Status
 from bitbench.suite.expand import settings
-from bitbench.workloads import training
+from bitbench.workloads import image_network, training
 from bitbench.workloads.base import Context, Incorrect, Outcome, PointPlan, Unsupported
 from bitbench.workloads.classify import ClassifySession, ClassifySpec, ClassifyWorkload
-from bitbench.workloads.classify_speed import NetworkSession, NetworkSubject
+from bitbench.workloads.classify_speed import NetworkSession
+from bitbench.workloads.network_subject import NetworkSubject
 from impl import native
 from impl.layers.quantized import QuantizedLayer
 
@@ -151,7 +154,7 @@ def test_bad_entries_are_refused() -> None:
         ({"network": "resnet"}, "hidden is no field of network: resnet"),
         ({"network": "resnet", "hidden": 256, "widths": [8, 16]}, "as many of both"),
         ({"network": "resnet", "hidden": 256, "widths": [8], "blocks": [0]}, "at least 1"),
-        ({"speed": [0]}, "greater than or equal to 1"),
+        ({"timed_batch": [0]}, "greater than or equal to 1"),
         ({"train_images": 1}, "greater than or equal to 2"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -178,9 +181,30 @@ def residual(tmp_path: Path, fields: dict[str, Any], **changes: Any) -> dict[str
     return made.measure("x", layer(**fields), 0).metrics
 
 
+@pytest.mark.parametrize("spec", [SPEC, RESNET], ids=lambda spec: spec.network)
+def test_images_may_have_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: ClassifySpec) -> None:
+    """One channel holds the picture, the others noise: a network that mixed them up would learn nothing."""
+    grey = load_images("synthetic")
+    draw = np.random.default_rng(0)
+
+    def coloured(split: Split) -> Split:
+        images = draw.integers(0, 256, (*split.images.shape, 3), dtype=np.uint8)
+        images[..., 1] = split.images
+        return Split(images, split.labels)
+
+    colours = ImageSet(coloured(grey.train), coloured(grey.test))
+    monkeypatch.setattr(image_network, "load_images", lambda _: colours)
+    context = Context("cpu", 1, 0, tmp_path, {}, "linear")
+    made = ClassifyWorkload().open(spec, {}, context)
+    assert isinstance(made, ClassifySession)
+    assert made.images.train[0].shape == (2000, 3, 12, 12)
+    assert torch.equal(made.images.test[0][:, 1], torch.tensor(grey.test.images))
+    assert made.measure("x", layer(kind="linear"), 0).metrics["training.accuracy"] > 0.5
+
+
 def test_its_points_say_what_it_is() -> None:
     kind = ClassifyWorkload()
-    spec = RESNET.model_copy(update={"speed": [1, 20], "train_images": 500, "ends": "same"})
+    spec = RESNET.model_copy(update={"timed_batch": [1, 20], "train_images": 500, "ends": "same"})
     network = {"images": "synthetic", "network": "resnet", "widths": "8-16", "blocks": "1-1", "ends": "same"}
     assert kind.points(spec) == [
         PointPlan({**network, "train_images": 500, "epochs": 2}, "once", "seeds", launches=5),
@@ -188,7 +212,7 @@ def test_its_points_say_what_it_is() -> None:
         PointPlan({**network, "batch": 20}, "timed", "launches"),
     ]
     quick = kind.quick(spec.model_copy(update={"images": "mnist", "train_images": None}))
-    assert (quick.seeds, quick.epochs, quick.train_images, quick.speed) == (1, 1, 10_000, [1])
+    assert (quick.seeds, quick.epochs, quick.train_images, quick.timed_batch) == (1, 1, 10_000, [1])
     assert kind.quick(spec).train_images == 500
     whole = spec.model_copy(update={"images": "mnist", "train_images": None})
     linear, ternary = layer(kind="linear"), layer(kind="ternary")
@@ -206,7 +230,7 @@ def test_entries_of_before_keep_their_ids() -> None:
     assert settings(SPEC) == {
         "images": "synthetic", "hidden": 24, "epochs": 2, "batch": 50, "first_seed": 0, "lr": 1e-2,
     }  # fmt: skip
-    timed = SPEC.model_copy(update={"speed": [8]})
+    timed = SPEC.model_copy(update={"timed_batch": [8]})
     assert settings(timed) == settings(SPEC)
     assert settings(RESNET)["widths"] == [8, 16]
     assert settings(SPEC.model_copy(update={"autocast": True}))["autocast"] is True
@@ -331,8 +355,8 @@ def test_timed_networks_are_packed_and_right(
 def test_a_batch_may_be_larger_than_the_test_set_and_wrong_layers_are_caught(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, {"kind": "ternary"}, RESNET, batch=501)
     assert subject.call().shape == (501, 10)
-    assert torch.equal(subject._x[0], subject._x[500])
-    seen: Any = subject._layers[0]
+    assert torch.equal(subject.x[0], subject.x[500])
+    seen: Any = next(iter(subject.converted.layers.values()))
     seen.register_forward_hook(lambda _, __, y: y * 1.001)
     assert not subject.check().passed
 
@@ -341,7 +365,7 @@ def test_a_batch_may_be_larger_than_the_test_set_and_wrong_layers_are_caught(tmp
     "entry",
     [
         "kind='classify', images='mnist'",
-        "kind='classify', images='mnist', network='resnet', speed=[1]",
+        "kind='classify', images='mnist', network='resnet', timed_batch=[1]",
         "kind='train_step', shapes=[[64, 32]], tokens=[8]",
     ],
 )
