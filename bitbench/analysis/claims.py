@@ -169,18 +169,34 @@ def _kind_of_case(case: CaseSummary) -> tuple[str, str, Any]:
     return case.case.workload, case.case.phase, case.case.params.get("measure")
 
 
+_SCORED_BY = {
+    "training.bits_per_byte": ("pretrain",),
+    "training.accuracy": ("classify",),
+    "training.packed_accuracy": ("classify",),
+    "training.packed_agreement": ("classify",),
+}
+"""The workloads that have a score of training; other figures of training are those of all that train."""
+
+
 def _could(claim: Claim, case: CaseSummary) -> bool:
     """Whether a case that failed would have carried the metric, where no sibling can tell."""
+    if claim.metric.startswith("memory.model_") and case.case.workload == "classify":
+        return case.case.phase == "once"
+    if claim.metric.startswith("memory.model_") and case.case.workload == "image_accuracy":
+        return case.case.params.get("measure") == "memory"
     if claim.metric.startswith(("decode.", "memory.model_")):
         of_prompt = claim.metric == "decode.prefill_tokens_per_second"
         return case.case.workload == "decode" and (PROMPT_TOKENS in case.case.params) == of_prompt
     if claim.metric.startswith("memory."):
         return case.case.params.get("measure") == "memory"
     if claim.metric.startswith("quality."):
-        return case.case.workload == "perplexity"
+        of_images = claim.metric.startswith(("quality.accuracy", "quality.images"))
+        return case.case.replicate == ("images" if of_images else "documents")
     if claim.metric.startswith("training."):
-        own = {"training.bits_per_byte": "pretrain", "training.accuracy": "classify"}.get(claim.metric)
-        return case.case.workload in ((own,) if own else ("pretrain", "classify"))
+        trained = _SCORED_BY.get(claim.metric, ("pretrain", "classify"))
+        return case.case.phase == "once" and case.case.workload in trained
+    if claim.metric.startswith("inference."):
+        return case.case.workload in ("classify", "image_accuracy") and case.case.phase == "timed"
     return case.case.phase == "timed"
 
 

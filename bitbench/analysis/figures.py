@@ -19,12 +19,14 @@ from bitbench.workloads import self_proof
 
 ACCURACY_TOLERANCES = {
     "quality.perplexity": 0.001,
+    "quality.accuracy": 0.005,
     "training.bits_per_byte": 0.02,
     "training.accuracy": 0.005,
 }
 """Accuracy figures that a baseline holds, and the relative difference that counts as none. The same
 weights and text give the same perplexity but for the order of sums, which processors and versions of
-torch choose differently; training amplifies that step by step."""
+torch choose differently, and the same accuracy but for the images whose two best classes are nearly
+tied; training amplifies that step by step."""
 
 RATIO = "time.speedup"
 

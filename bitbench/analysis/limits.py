@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.errors import UserError
 from bitbench.layers import registry
 from bitbench.measure.roofline import Peaks, Work, bound
-from bitbench.suite.convolutions import ConvShape
+from bitbench.suite.convolutions import BlockShape, ConvShape
 
 
 def peaks(summary: Summary, threads: int | None = None) -> Peaks | None:
@@ -34,19 +35,38 @@ def binding_limit(summary: Summary, case: CaseSummary) -> str:
         return ""
     description: dict[str, Any] = summary.layers[case.case.layer]
     try:
-        if case.case.workload == "linear":
-            (rows, columns), calls = params["shape"], int(params["tokens"])
-        elif case.case.workload == "conv2d":
-            shape = ConvShape(**{name: params[name] for name in ConvShape.model_fields})
-            rows, columns, calls = shape.out_channels, shape.columns, shape.pixels * int(params["batch"])
-        else:
-            return ""
         kind = registry.get(str(description.get("kind")))
-        cost = kind.cost(kind.spec.model_validate(description), columns, rows)
+        spec = kind.spec.model_validate(description)
+        costs = [
+            (kind.cost(spec, columns, rows), calls)
+            for rows, columns, calls in _products(case.case.workload, params)
+        ]
     except (UserError, ValidationError):
         return ""
+    if not costs:
+        return ""
     # A share was stated, so if bandwidth binds, the weights did come from memory.
-    operations = 2 * cost.macs_per_token * calls
-    isa = str(description.get("isa") or "")
-    binding = bound(Work(cost.weight_bytes, operations, cost.compute, from_memory=True, isa=isa), limits)
+    work = Work(
+        sum(cost.weight_bytes for cost, _ in costs),
+        sum(2 * cost.macs_per_token * calls for cost, calls in costs),
+        costs[0][0].compute,
+        from_memory=True,
+        isa=str(description.get("isa") or ""),
+    )
+    binding = bound(work, limits)
     return "" if binding is None else binding.limit
+
+
+def _products(workload: str, params: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Output and input features of each matrix that a call multiplies by, and how many inputs it meets: one
+    of a layer, several of a block; none where this is neither."""
+    if workload == "linear":
+        rows, columns = params["shape"]
+        return [(rows, columns, int(params["tokens"]))]
+    if workload == "conv2d":
+        shapes = [ConvShape(**{name: params[name] for name in ConvShape.model_fields})]
+    elif workload == "block":
+        shapes = BlockShape(**{name: params[name] for name in BlockShape.model_fields}).convolutions
+    else:
+        return []
+    return [(one.out_channels, one.columns, one.pixels * int(params["batch"])) for one in shapes]

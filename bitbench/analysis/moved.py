@@ -18,6 +18,7 @@ HEADLINES = {
     "launches": "time.latency",
     "seeds": "training.bits_per_byte",
     "documents": "quality.perplexity",
+    "images": "quality.accuracy",
     "exact": "memory.layer_bytes",
 }
 """The figure that stands for a case which has none: by what it is replicated over."""

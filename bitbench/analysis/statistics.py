@@ -1,9 +1,9 @@
 """Estimates and intervals over replicates. Pure functions on numbers.
 
 The unit of replication is what a workload declares: launches for time, seeds for training,
-documents for perplexity, nothing for bytes. Samples inside one process are never the unit: two
-processes running the same code can differ by more than any two blocks of one process do (memory
-layout, page placement), and an interval over blocks is blind to that.
+documents for perplexity, images for accuracy, nothing for bytes. Samples inside one process are
+never the unit: two processes running the same code can differ by more than any two blocks of one
+process do (memory layout, page placement), and an interval over blocks is blind to that.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 from bitbench.analysis.student import student_quantile
@@ -24,7 +25,7 @@ MIN_REPLICATES = 3
 then 12.7 at 95 % and 63.7 at 99 %, and two launches 30 % apart give bounds that differ by orders of
 magnitude. Such an interval tells a reader nothing; the two values themselves do."""
 
-Scale = Literal["log", "linear", "exact"]
+Scale = Literal["log", "linear", "exact", "share", "change"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Series:
 
     ``values`` maps the number of the replicate (launch, seed, document) to its value; the number
     is what pairs two series. ``scale`` says on which scale the replicates scatter evenly:
-    ``log`` for times, rates and ratios, ``linear`` for shares and bits, ``exact`` for counts.
+    ``log`` for times, rates and ratios, ``linear`` for mean shares and bits, ``exact`` for counts,
+    ``share`` where a replicate is right (1) or wrong (0), ``change`` for differences of two such.
     """
 
     values: Mapping[int, float]
@@ -76,10 +78,15 @@ class Series:
             return Estimate(values[0], n=len(values), confidence=confidence, exact=True)
         if self.scale == "log":
             return log_mean(values, confidence)
+        if self.scale == "share":
+            return share(values, confidence)
+        if self.scale == "change":
+            return change(values, confidence)
         return linear_mean(values, confidence)
 
     def ratio_to(self, other: Series) -> Series | None:
-        """``self / other``, replicate by replicate; None where they share no replicate.
+        """``self / other``, replicate by replicate; None where they share no replicate, and for what is
+        right or wrong: see :meth:`minus`.
 
         Notes
         -----
@@ -88,10 +95,20 @@ class Series:
         """
         if self.scale == "exact" and other.scale == "exact":
             return Series({0: _first(self) / _first(other)}, "exact")
-        shared = [key for key in self.values if key in other.values]
-        if not shared:
+        shared = self._shared(other)
+        if not shared or self.scale in ("share", "change"):
             return None
         return Series({key: self.values[key] / other.values[key] for key in shared}, "log")
+
+    def minus(self, other: Series) -> Series | None:
+        """``self - other`` of two shares, replicate by replicate; None where they share no replicate."""
+        shared = self._shared(other)
+        if not shared:
+            return None
+        return Series({key: self.values[key] - other.values[key] for key in shared}, "change")
+
+    def _shared(self, other: Series) -> list[int]:
+        return [key for key in self.values if key in other.values]
 
 
 def _first(series: Series) -> float:
@@ -132,6 +149,49 @@ def linear_mean(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE)
         return Estimate(mean, n=n, confidence=confidence)
     half = student_quantile((1 + confidence) / 2, n - 1) * math.sqrt(variance(values, mean) / n)
     return Estimate(mean, mean - half, mean + half, n, confidence)
+
+
+def share(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE) -> Estimate:
+    """Share of ones among ``values`` of 0 and 1, with Wilson's interval.
+
+    Notes
+    -----
+    Wilson, Journal of the American Statistical Association 22 (1927): the shares that a normal test with
+    the variance of a binomial count would not reject. Unlike the mean plus and minus its error it has
+    the coverage it claims near 0 and 1 too, where none or all are right: it has a width even there.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < MIN_REPLICATES:
+        return Estimate(mean, n=n, confidence=confidence)
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    middle = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    # At 0 and 1 the bound is the share itself, but for rounding.
+    return Estimate(mean, min(mean, middle - half), max(mean, middle + half), n, confidence)
+
+
+def change(values: Sequence[float], confidence: float = DISPLAY_CONFIDENCE) -> Estimate:
+    """Mean of ``values`` of -1, 0 and +1, each what one side has right less what the other has.
+
+    Notes
+    -----
+    Agresti and Min, Statistics in Medicine 24 (2005): the normal interval of a difference of two shares
+    of the same things, after half a thing is added to each of the four outcomes (both right, one, the
+    other, none). What both have right or wrong cancels, so that the interval is far shorter than
+    those of the two shares suggest; and it has a width where all outcomes were the same.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < MIN_REPLICATES:
+        return Estimate(mean, n=n, confidence=confidence)
+    gained = sum(value > 0 for value in values) + 0.5
+    lost = sum(value < 0 for value in values) + 0.5
+    total = n + 2
+    middle = (gained - lost) / total
+    scatter = gained + lost - (gained - lost) ** 2 / total
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(scatter) / total
+    return Estimate(mean, middle - half, middle + half, n, confidence)
 
 
 def variance(values: Sequence[float], mean: float) -> float:

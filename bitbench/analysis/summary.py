@@ -37,7 +37,7 @@ _SEVERITY = [
     Status.ERROR,
     Status.UNSUPPORTED,
 ]
-_LOG_UNITS = {"s", "x", "tokens/s", "B"}
+_LOG_UNITS = {"s", "x", "tokens/s", "images/s", "B"}
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,9 @@ def _series(case: Case, records: list[Record]) -> dict[str, Series]:
             prompt = case.params.get(PROMPT_TOKENS)
             rate = "decode.tokens_per_second" if prompt is None else "decode.prefill_tokens_per_second"
             series[rate] = Series({i: (prompt or 1) / s for i, s in timed.items()}, "log")
+        if case.workload in ("classify", "image_accuracy"):  # one call classifies a batch
+            rate, batch = "inference.images_per_second", case.params["batch"]
+            series[rate] = Series({i: batch / s for i, s in timed.items()}, "log")
     names = dict.fromkeys(name for record in records for name in record.metrics)
     for name in names:
         values = {r.launch: r.metrics[name] for r in records if name in r.metrics}
@@ -221,6 +224,8 @@ def _series(case: Case, records: list[Record]) -> dict[str, Series]:
             # The geometric mean over documents of exp(nll) is the perplexity: exp(mean nll).
             series["quality.perplexity"] = Series({i: _exp(x) for i, x in enumerate(nll)}, "log")
             series["quality.nll"] = Series(dict(enumerate(nll)), "linear")
+        if right := record.replicates.get("quality.right"):
+            series["quality.accuracy"] = Series(dict(enumerate(right)), "share")
     return series
 
 
@@ -232,7 +237,7 @@ def _scale(name: str, case: Case, values: Mapping[int, float]) -> Scale:
     """The scale on which a recorded figure scatters. Bytes are counted; only the high-water
     mark of a process is measured."""
     measured = name in MEASURED_BYTES
-    if name == "quality.tokens" or (
+    if name in ("quality.tokens", "quality.images") or (
         not measured and (name.startswith("memory.") or case.replicate == "exact")
     ):
         return "exact"
@@ -260,6 +265,7 @@ def _with_ratios(
     if base is not None:
         _add_ratio(series, "time.speedup", base.series, series, "time.latency")
         _add_ratio(series, "quality.perplexity_ratio", series, base.series, "quality.perplexity")
+        _add_change(series, "quality.accuracy_change", base.series, "quality.accuracy")
     if best_float is not None:
         _add_ratio(series, "time.speedup_best_float", beside[best_float].series, series, "time.latency")
     return replace(summary, series=series)
@@ -323,6 +329,13 @@ def _add_ratio(
     # A perplexity that is infinite leaves a ratio of zero or none: no figure.
     if ratio is not None and all(value > 0 for value in ratio.values.values()):
         into[name] = ratio
+
+
+def _add_change(into: dict[str, Series], name: str, base: Mapping[str, Series], metric: str) -> None:
+    own, other = into.get(metric), base.get(metric)
+    change = None if own is None or other is None else own.minus(other)
+    if change is not None:
+        into[name] = change
 
 
 def _verdict(

@@ -115,6 +115,7 @@ def _times(count: int, replicate: str) -> str:
         "seeds": ("1 seed", f"{count} seeds"),
         "exact": ("once, exact", f"{count} times, exact"),
         "documents": ("once, by document", f"{count} times, by document"),
+        "images": ("once, by image", f"{count} times, by image"),
     }[replicate]
     return one if count == 1 else many
 

@@ -1,7 +1,10 @@
-"""Reading single files out of what a registry hands out: a wheel (zip) or an npm package (tar.gz)."""
+"""Reading single files out of what a registry hands out: a wheel (zip), an npm package (tar.gz) or a Debian
+package (ar, with the files in a tar inside)."""
 
 from __future__ import annotations
 
+import io
+import lzma
 import tarfile
 import zipfile
 import zlib
@@ -53,9 +56,31 @@ class _Tar(Archive):
         return reader
 
 
+_AR_MAGIC = b"!<arch>\n"
+_AR_HEAD = 60
+"""Bytes in front of each member of an ar archive: its name in 16, its size in decimal from byte 48 on."""
+_DEB_FILES = ("data.tar", "data.tar.gz", "data.tar.xz")
+
+
+def _deb_files(path: Path) -> IO[bytes]:
+    """The tar inside a Debian package that holds its files (deb(5)), compressed as it is."""
+    with path.open("rb") as reader:
+        if reader.read(len(_AR_MAGIC)) != _AR_MAGIC:
+            raise UnreadableArchive("it does not start as an ar archive does")
+        while head := reader.read(_AR_HEAD):
+            member, size = head[:16].decode("ascii", "replace").strip(" /"), head[48:58].strip()
+            if head[58:] != b"`\n" or not size.isdigit():
+                raise UnreadableArchive("a member of the ar archive has a broken head")
+            if member in _DEB_FILES:
+                return io.BytesIO(reader.read(int(size)))
+            reader.seek(int(size) + int(size) % 2, 1)
+    raise UnreadableArchive(f"the ar archive has none of {', '.join(_DEB_FILES)}")
+
+
 @contextmanager
 def open_archive(path: Path, name: str) -> Iterator[Archive]:
-    """The archive at ``path``, of the kind that ``name`` says (``.tgz``, else zip), while the block runs.
+    """The archive at ``path``, of the kind that ``name`` says (``.tgz``, ``.deb``, else zip), while the block
+    runs.
 
     Raises:
         UnreadableArchive: here or when a file is read, where the bytes make no sense.
@@ -64,8 +89,11 @@ def open_archive(path: Path, name: str) -> Iterator[Archive]:
         if name.endswith(".tgz"):
             with tarfile.open(path, "r:gz") as tar:
                 yield _Tar(tar)
+        elif name.endswith(".deb"):
+            with tarfile.open(fileobj=_deb_files(path)) as tar:
+                yield _Tar(tar)
         else:
             with zipfile.ZipFile(path) as wheel:
                 yield _Zip(wheel)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as problem:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as problem:
         raise UnreadableArchive(str(problem) or type(problem).__name__) from None

@@ -1,7 +1,7 @@
 """The catalog of weights, texts and images: what each name means, where it comes from, what it must hash to.
 
 Torch-free. Fetching is in :mod:`bitbench.data.fetch`, loading in :mod:`~bitbench.data.models`,
-:mod:`~bitbench.data.texts` and :mod:`~bitbench.data.images`.
+:mod:`~bitbench.data.classifiers`, :mod:`~bitbench.data.texts` and :mod:`~bitbench.data.images`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bitbench.errors import UserError
 from bitbench.plugins import did_you_mean, join_names
 
-Holds = Literal["causal-lm", "encoder", "text", "images"]
+Holds = Literal["causal-lm", "encoder", "classifier", "text", "images"]
 
 
 class _Strict(BaseModel):
@@ -42,7 +42,8 @@ class KeptFile(_Strict):
     path: str
     """Path inside the artefact; a last part such as ``*.txt`` takes every match."""
     keep_as: str
-    """Where it goes, relative to the entry's folder: a file, or a folder for a set."""
+    """Where it goes, relative to the entry's folder: a file, or a folder for a set. A file ``*.gz`` that is
+    kept under a name without this ending is decompressed; size and sha256 are of what is kept."""
     size: int = Field(gt=0)
     """Bytes, summed over a set."""
     sha256: str = Field(pattern=_SHA256)
@@ -53,6 +54,11 @@ class KeptFile(_Strict):
     @property
     def is_set(self) -> bool:
         return self.count is not None
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it is decompressed on the way."""
+        return self.path.endswith(".gz") and not self.is_set and not self.keep_as.endswith(".gz")
 
     @model_validator(mode="after")
     def _stays_inside(self) -> KeptFile:
@@ -69,7 +75,7 @@ class Entry(_Strict):
 
     title: str
     holds: Holds
-    registry: Literal["pypi", "npm"]
+    registry: Literal["pypi", "npm", "debian"]
     package: str
     version: str
     artefact: Artefact

@@ -8,14 +8,16 @@ swept by the next one. The cache is ``BITBENCH_CACHE`` or the user's cache direc
 from __future__ import annotations
 
 import fnmatch
+import gzip
 import hashlib
 import json
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, cast
 
 from filelock import FileLock
 
@@ -192,16 +194,22 @@ def _unpack(artefact: Path, item: Entry, target: Path, report: Callable[[int], N
                 for member in fnmatch.filter(names, file.path):
                     path = target / _kept_name(file, member)
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(member) as reader, path.open("wb") as writer:
+                    with archive.open(member) as stored, path.open("wb") as writer:
+                        reader = _reader(stored, file)
                         while chunk := reader.read(_CHUNK):
                             writer.write(chunk)
                             done += len(chunk)
                             report(done)
                     sizes[path.relative_to(target).as_posix()] = path.stat().st_size
                 _check_kept(file, _kept_paths(target, file))
-    except UnreadableArchive as problem:
+    except (UnreadableArchive, gzip.BadGzipFile, EOFError, zlib.error) as problem:
         raise _Damaged(f"{artefact.name} is not a readable archive: {problem}") from None
     return sizes
+
+
+def _reader(stored: IO[bytes], file: KeptFile) -> IO[bytes]:
+    """The bytes to keep of what is ``stored``."""
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=stored)) if file.is_compressed else stored
 
 
 def _kept_name(file: KeptFile, member: str) -> str:

@@ -1,8 +1,8 @@
 """Labelled images by name, to train a classifier on and to score it.
 
-``mnist`` is the catalog's; ``synthetic`` is generated from a seed and needs no download; a path
-names a folder of four files in MNIST's own format (idx: a magic number, the dimensions as big-endian
-32-bit integers, then one byte a pixel or label), such as Fashion-MNIST's.
+``mnist``, ``fashion-mnist`` and ``cifar10`` are the catalog's; ``synthetic`` is generated from a seed and
+needs no download; a path names a folder of four files in MNIST's own format (idx: a magic number, the
+dimensions as big-endian 32-bit integers, then one byte a pixel or label).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bitbench.data.catalog import names
+from bitbench.data.cifar import STRIPS, read_strips
 from bitbench.data.fetch import ensure
 from bitbench.errors import UserError
 from bitbench.plugins import did_you_mean, join_names
@@ -20,6 +21,7 @@ from bitbench.plugins import did_you_mean, join_names
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 SYNTHETIC = "synthetic"
 SYNTHETIC_SEED = 11
@@ -44,7 +46,7 @@ class Split:
     """Images and the class of each."""
 
     images: NDArray[np.uint8]
-    """[count, rows, columns], 0 is background."""
+    """[count, rows, columns], 0 is background; [count, rows, columns, 3] where there are colours."""
     labels: NDArray[np.uint8]
     """[count], from 0."""
 
@@ -89,22 +91,53 @@ def load_images(name: str) -> ImageSet:
     Raises:
         UserError: unknown name, no network, or files that are not what they should be.
     """
+    if (folder := _folder(name)) is None:
+        return synthetic_images(SYNTHETIC_SEED)
+    try:
+        return read_folder(folder)
+    except ValueError as problem:
+        raise _refused(problem) from None
+
+
+def load_test_images(name: str) -> Split:
+    """Those of the image set called ``name`` that are there to be scored; errors as :func:`load_images`."""
+    if (folder := _folder(name)) is None:
+        return synthetic_images(SYNTHETIC_SEED).test
+    try:
+        return _read(folder, "test")
+    except ValueError as problem:
+        raise _refused(problem) from None
+
+
+def _folder(name: str) -> Path | None:
+    """Where the set lies, fetched where the catalog knows it; None for what is generated."""
     try:
         check_images(name)
-        if name == SYNTHETIC:
-            return synthetic_images(SYNTHETIC_SEED)
-        return read_folder(ensure(name) if name in names("images") else Path(name))
     except ValueError as problem:
-        raise UserError(str(problem), "Images are catalog names or folders of idx files.") from None
+        raise _refused(problem) from None
+    if name == SYNTHETIC:
+        return None
+    return ensure(name) if name in names("images") else Path(name)
+
+
+def _refused(problem: ValueError) -> UserError:
+    return UserError(str(problem), "Images are catalog names or folders of idx files.")
 
 
 def read_folder(folder: Path) -> ImageSet:
-    """The image set of the four files in ``folder``; ValueError for what they cannot be."""
-    train, test = (_split(folder / images, folder / labels) for images, labels in (FILES[:2], FILES[2:]))
+    """The image set of the files in ``folder``; ValueError for what they cannot be."""
+    train, test = _read(folder, "train"), _read(folder, "test")
     sizes = train.images.shape[1:], test.images.shape[1:]
     if sizes[0] != sizes[1]:
         raise ValueError(f"{folder} has images of {sizes[0]} to train on and of {sizes[1]} to score")
     return ImageSet(train, test)
+
+
+def _read(folder: Path, part: Literal["train", "test"]) -> Split:
+    if (folder / STRIPS[part][0]).is_file():
+        return Split(*read_strips(folder, part))
+    images, labels = FILES[:2] if part == "train" else FILES[2:]
+    return _split(folder / images, folder / labels)
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -152,3 +185,12 @@ def synthetic_images(seed: int) -> ImageSet:
         return Split(noisy.clip(0, 255).astype(np.uint8), labels)
 
     return ImageSet(split(SYNTHETIC_TRAIN), split(SYNTHETIC_TEST))
+
+
+def by_channel(split: Split, count: int | None = None) -> Tensor:
+    """The first ``count`` images, or all, as bytes ``[n, channels, rows, columns]``, in memory pixel by pixel
+    as they came (torch's ``channels_last``)."""
+    import torch
+
+    pixels = torch.tensor(split.images[:count])
+    return pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)

@@ -41,6 +41,13 @@ _NPM_NO_NETWORK = re.compile(
 )
 
 
+_APT_NOT_LISTED = re.compile(r"Unable to locate package|Version '.*' for '.*' was not found|404 +Not Found")
+_APT_NO_NETWORK = re.compile(
+    r"Temporary failure resolving|Could not resolve|Could not connect|Connection failed|Connection timed out"
+    r"|Unable to connect|Cannot initiate the connection|Certificate verification failed"
+)
+
+
 def run_pip(
     arguments: list[str], environment: Mapping[str, str], watch: Callable[[], None]
 ) -> tuple[int, str]:
@@ -55,9 +62,23 @@ def run_npm(
     return _run(["npm", *arguments], environment, watch)
 
 
-def _run(command: list[str], environment: Mapping[str, str], watch: Callable[[], None]) -> tuple[int, str]:
+def run_apt(
+    arguments: list[str], environment: Mapping[str, str], watch: Callable[[], None], folder: Path
+) -> tuple[int, str]:
+    """Run apt-get in ``folder``, as :func:`run_pip` runs pip; FileNotFoundError where there is none."""
+    return _run(["apt-get", *arguments], environment, watch, folder)
+
+
+def _run(
+    command: list[str], environment: Mapping[str, str], watch: Callable[[], None], folder: Path | None = None
+) -> tuple[int, str]:
     with subprocess.Popen(
-        command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=dict(environment),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         try:
             while True:
@@ -162,4 +183,55 @@ def fetch_npm(item: Entry, folder: Path, report: Callable[[int], None], fresh: b
     )
 
 
-CLIENTS: dict[str, Client] = {"pypi": fetch_pypi, "npm": fetch_npm}
+def fetch_debian(item: Entry, folder: Path, report: Callable[[int], None], fresh: bool) -> Path:
+    """Download a package with ``apt-get download``, from the sources that the user's apt is set up for.
+
+    Raises:
+        UserError: no network, no apt-get, or apt's lists do not name this version of the package.
+        ToolError: apt-get fails for another reason.
+    """
+    arrived = folder / "arrived"
+    arrived.mkdir()
+
+    def watch() -> None:
+        report(max((path.stat().st_size for path in arrived.iterdir() if path.is_file()), default=0))
+
+    arguments = ["download", f"{item.package}={item.version}", "--quiet"]
+    if fresh:
+        arguments += ["-o", "Acquire::http::No-Cache=true"]
+    wanted = f"{item.package} {item.version}"
+    by_hand = f"take {item.artefact.name} from {item.source} and run `bitbench data fetch NAME --from FILE`"
+    try:
+        # What apt-get says is read here, so it must not say it in the user's language.
+        code, output = run_apt(arguments, {**os.environ, "LC_ALL": "C"}, watch, arrived)
+    except FileNotFoundError:
+        raise UserError(
+            f"{wanted} cannot be fetched: apt-get is not installed",
+            f"It is a package of Debian, which apt fetches. On another system {by_hand}.",
+        ) from None
+    package = arrived / item.artefact.name
+    if code == 0 and package.is_file():
+        watch()
+        return package
+    if code != 0 and _APT_NOT_LISTED.search(output):
+        raise UserError(
+            f"{wanted} cannot be fetched: the package lists of apt do not name it, or are out of date",
+            f"Run `sudo apt-get update`, then try again. Where this system's sources have another version, "
+            f"{by_hand}.",
+        )
+    if code != 0 and _APT_NO_NETWORK.search(output):
+        raise UserError(
+            f"{wanted} cannot be fetched: the sources of apt do not answer",
+            f"Connect to the network (or set apt's proxy), or {by_hand}. "
+            "Suites that read no data, such as smoke, run offline.",
+        )
+    said = " | ".join(line.strip() for line in output.splitlines() if line.startswith("E: "))
+    if code == 0:
+        said = f"apt-get delivered {', '.join(sorted(path.name for path in arrived.iterdir())) or 'nothing'}"
+    raise ToolError(
+        f"{wanted} ({item.artefact.name}) cannot be fetched: {said or output.strip()[-300:]}",
+        f"Look at what `apt-get {arguments[0]} {arguments[1]}` says, or {by_hand}.",
+    )
+
+
+CLIENTS: dict[str, Client] = {"pypi": fetch_pypi, "npm": fetch_npm, "debian": fetch_debian}

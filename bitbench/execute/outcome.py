@@ -9,7 +9,7 @@ import traceback
 
 from bitbench.measure.timers import ClockFault, Gpu
 from bitbench.store.schema import Status
-from bitbench.workloads.base import Unsupported
+from bitbench.workloads.base import Incorrect, Unsupported
 
 REASON_LENGTH = 300
 
@@ -24,6 +24,8 @@ def of_exception(error: BaseException) -> tuple[Status, str]:
     """The status an exception in a case stands for, and a one-line reason."""
     if isinstance(error, Unsupported):
         return Status.UNSUPPORTED, one_line(str(error)) or "unsupported here"
+    if isinstance(error, Incorrect):
+        return Status.INCORRECT, one_line(str(error))
     if isinstance(error, ClockFault):
         return Status.INVALID, one_line(str(error))
     reason = one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

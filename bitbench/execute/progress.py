@@ -25,7 +25,7 @@ PLAIN_SECONDS = 10.0
 SHOWN = 5
 
 
-_ACCURACY = ("quality.perplexity", "training.bits_per_byte", "training.accuracy")
+_ACCURACY = ("quality.perplexity", "quality.accuracy", "training.bits_per_byte", "training.accuracy")
 """What a line tells of a case that was not timed, where it has one of these."""
 
 

@@ -135,13 +135,40 @@ class LayerKind(ABC):
 
         Raises :class:`bitbench.workloads.base.Unsupported` where the kind has none.
         """
+        raise self._no_convolution()
+
+    def convert_conv2d(self, spec: Any, conv: nn.Conv2d) -> nn.Module:  # noqa: ARG002 - as random_conv2d
+        """The layer that replaces a trained ``conv``, as :meth:`convert`; raises as :meth:`random_conv2d`."""
+        raise self._no_convolution()
+
+    def _no_convolution(self) -> Exception:
         from bitbench.workloads.base import Unsupported
 
-        raise Unsupported(f"a {self.name} layer is a matrix product: there is no convolution of it")
+        return Unsupported(f"a {self.name} layer is a matrix product: there is no convolution of it")
 
     def conv2d_reference(self, spec: Any, module: nn.Module, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - there is none of any input
         """Exact output of a convolution for ``x [batch, in, size, size]``, as :meth:`reference`."""
         raise TypeError(f"{type(self).__name__} has no convolution")
+
+    def trainable_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool) -> nn.Module:  # noqa: ARG002 - as above
+        """A freshly initialised convolution for training, as :meth:`trainable`; the size of its images is
+        left open.
+
+        Raises :class:`bitbench.workloads.base.Unsupported` where the kind has none.
+        """
+        from bitbench.workloads.base import Unsupported
+
+        raise Unsupported(f"a {self.name} layer has no convolution to train")
+
+    def given(self, spec: Any, x: torch.Tensor) -> Any:  # noqa: ARG002 - most take it as it is
+        """What a layer is called with where its input is ``x [M, in]``, or ``x [batch, in, size, size]`` of a
+        convolution: ``x`` itself, or what the layers in front of it would hand on."""
+        return x
+
+    def shown(self, spec: Any, y: Any) -> torch.Tensor:  # noqa: ARG002 - as above
+        """The output of a call as the floats that :meth:`reference` gives."""
+        output: torch.Tensor = y
+        return output
 
     def kernel(self, module: nn.Module) -> str:
         """Name of the kernel that served ``module``'s last call."""

@@ -35,6 +35,30 @@ class CastLinear(nn.Module):
         return out.to(x.dtype)
 
 
+class CastConv2d(nn.Module):
+    """``conv`` inside a model of another float type, as :class:`CastLinear`; x: ``[batch, in, h, w]``."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The wrapped layer's weight, [out_channels, in_channels, kernel, kernel]."""
+        return self.conv.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The wrapped layer's bias, [out_channels], or None."""
+        return self.conv.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``conv(x)``, computed in the weight's type."""
+        out: torch.Tensor = self.conv(x.to(self.conv.weight.dtype))
+        return out.to(x.dtype)
+
+
 class CastEmbedding(nn.Module):
     """The embedding of a float32 model whose rows are stored in another float type.
 

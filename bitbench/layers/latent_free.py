@@ -57,12 +57,19 @@ class LatentFree(Binary):
         decoded = module.weight.dequantize()[rows].double()
         return product(x, decoded, None if module.bias is None else module.bias[rows], spec.activation_bits)
 
-    def random_conv2d(self, spec: LatentFreeSpec, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
-        from bitbench.workloads.base import Unsupported
+    def trainable_conv2d(self, spec: LatentFreeSpec, shape: ConvShape, *, bias: bool) -> nn.Module:
+        from impl.parameters import BinaryConvParameter
 
-        if spec.form == "training":
-            raise Unsupported("a convolution has no latent-free training form; measure `form: packed`")
+        layer = super().trainable_conv2d(spec, shape, bias=bias)
+        return self._without_float_copy(spec, layer, BinaryConvParameter)
+
+    def random_conv2d(self, spec: LatentFreeSpec, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
+        _refuse_training(spec)
         return super().random_conv2d(spec, shape, bias=bias, seed=seed)
+
+    def convert_conv2d(self, spec: LatentFreeSpec, conv: nn.Conv2d) -> nn.Module:
+        _refuse_training(spec)
+        return super().convert_conv2d(spec, conv)
 
     def _made(self, spec: LatentFreeSpec, linear: nn.Linear) -> nn.Module:
         from impl import BinaryLinear
@@ -71,6 +78,17 @@ class LatentFree(Binary):
         layer = BinaryLinear.from_linear(
             linear, pack=False, activation_bits=spec.activation_bits, scale=spec.scale
         )
-        weight = BinaryLinearParameter(linear.weight.detach(), scale=spec.scale, packed=spec.storage == "bit")
+        return self._without_float_copy(spec, layer, BinaryLinearParameter)
+
+    def _without_float_copy(self, spec: LatentFreeSpec, layer: Any, parameter: Any) -> nn.Module:
+        """``layer`` with the weight that it has, as ``parameter`` keeps it."""
+        weight = parameter(layer.weight.detach(), scale=spec.scale, packed=spec.storage == "bit")
         layer.weight = cast("nn.Parameter", weight)
-        return layer
+        return cast("nn.Module", layer)
+
+
+def _refuse_training(spec: LatentFreeSpec) -> None:
+    from bitbench.workloads.base import Unsupported
+
+    if spec.form == "training":
+        raise Unsupported("a convolution has no latent-free training form; measure `form: packed`")

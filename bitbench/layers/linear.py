@@ -45,21 +45,14 @@ class Linear(LayerKind):
         return drawn(_empty(nn.Linear, in_features, out_features, bias=bias, spec=spec), in_features, seed)
 
     def convert(self, spec: LinearSpec, linear: nn.Linear) -> nn.Module:
-        import torch
         from torch import nn
 
         from bitbench.layers.cast import CastLinear
 
-        has_bias = linear.bias is not None
-        converted = _empty(nn.Linear, linear.in_features, linear.out_features, bias=has_bias, spec=spec)
-        with torch.no_grad():
-            converted.weight.copy_(linear.weight)
-            if has_bias:
-                converted.bias.copy_(linear.bias)
-        converted.requires_grad_(False)
-        # The model around it keeps its own type.
-        same = converted.weight.dtype == linear.weight.dtype
-        return (converted if same else CastLinear(converted)).eval()
+        converted = _empty(
+            nn.Linear, linear.in_features, linear.out_features, bias=linear.bias is not None, spec=spec
+        )
+        return _filled(converted, linear, CastLinear)
 
     def trainable(self, spec: LinearSpec, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
         import torch
@@ -79,8 +72,26 @@ class Linear(LayerKind):
     def random_conv2d(self, spec: LinearSpec, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
         from torch import nn
 
-        sides = (shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding)
-        return drawn(_empty(nn.Conv2d, *sides, bias=bias, spec=spec), shape.columns, seed)
+        return drawn(_empty(nn.Conv2d, *shape.sides, bias=bias, spec=spec), shape.columns, seed)
+
+    def trainable_conv2d(self, spec: LinearSpec, shape: ConvShape, *, bias: bool) -> nn.Module:
+        import torch
+        from torch import nn
+
+        return nn.Conv2d(*shape.sides, bias=bias, dtype=getattr(torch, spec.dtype))
+
+    def convert_conv2d(self, spec: LinearSpec, conv: nn.Conv2d) -> nn.Module:
+        from torch import nn
+
+        from bitbench.layers.cast import CastConv2d
+
+        converted = _empty(
+            nn.Conv2d,
+            *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding),
+            bias=conv.bias is not None,
+            spec=spec,
+        )
+        return _filled(converted, conv, CastConv2d)
 
     def conv2d_reference(self, spec: LinearSpec, module: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - the module holds its dtype
         from bitbench.layers.convolution import product
@@ -126,7 +137,21 @@ def drawn(module: nn.Module, columns: int, seed: int) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
-def _empty(layer: Any, *sides: int, bias: bool, spec: LinearSpec) -> Any:
+def _filled(converted: Any, old: Any, cast: Any) -> nn.Module:
+    """``converted`` with the numbers of ``old``, for inference, inside ``cast`` where its type is another: a
+    model around it keeps its own."""
+    import torch
+
+    with torch.no_grad():
+        converted.weight.copy_(old.weight)
+        if old.bias is not None:
+            converted.bias.copy_(old.bias)
+    converted.requires_grad_(False)
+    module: nn.Module = converted if converted.weight.dtype == old.weight.dtype else cast(converted)
+    return module.eval()
+
+
+def _empty(layer: Any, *sides: Any, bias: bool, spec: LinearSpec) -> Any:
     """An uninitialised ``nn.Linear`` or ``nn.Conv2d``: initialising one of 16 M weights takes a tenth of a
     second."""
     import torch

@@ -26,11 +26,6 @@ NATIVE_ISAS = get_args(Isa)
 """Instruction sets the native kernels are compiled for (csrc/cpu/isa.cpp)."""
 
 
-GPU_FORMATS = ("two_bit", "base3")
-"""Formats whose products have CUDA kernels (csrc/include/impl_cuda.h); binary weights are packed, unpacked
-and decoded there, and not measured."""
-
-
 def on_reference() -> bool:
     """Whether the user wants torch's reference in place of kernels."""
     return os.environ.get("BITIMPL_BACKEND") == "torch"
@@ -111,11 +106,6 @@ class Quantized(LayerKind):
             return (
                 f"isa: {spec.isa} names instructions of a CPU; leave it out for a layer that runs on {device}"
             )
-        if spec.form == "packed" and self.format(spec) not in GPU_FORMATS and not on_reference():
-            return (
-                f"products with {self.format(spec)} weights have no kernels for {device} yet: measure them "
-                "on the CPU, or torch's reference of them with BITIMPL_BACKEND=torch"
-            )
         return None
 
     def numerics(self, spec: Any) -> dict[str, Any]:
@@ -192,18 +182,9 @@ class Quantized(LayerKind):
         return ULP * (4 + k * groups) + last
 
     def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
-        from bitbench.workloads.base import Unsupported
-
-        if spec.group_size is not None:
-            raise Unsupported(
-                f"group_size={spec.group_size}: the scales of a convolution are per tensor or row; leave "
-                "group_size out for a layer that is measured as a convolution"
-            )
+        _refuse_groups(spec)
         if spec.form == "training":
-            options = {name: value for name, value in self.options(spec).items() if name != "group_size"}
-            sides = (shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding)
-            module: nn.Module = self.conv2d()(*sides, bias=bias, **options)
-            return drawn(module, shape.columns, seed)
+            return drawn(self.trainable_conv2d(spec, shape, bias=bias), shape.columns, seed)
         codes, scales, offset = self._drawn(spec, shape.out_channels, shape.columns, bias, seed)
         packed = self.conv2d().from_codes(
             codes.view(len(codes), *shape.shape, shape.kernel, shape.kernel),
@@ -215,6 +196,23 @@ class Quantized(LayerKind):
             activation_bits=spec.activation_bits,
         )
         return packed.requires_grad_(False).eval()
+
+    def trainable_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool) -> nn.Module:
+        module: nn.Module = self.conv2d()(*shape.sides, bias=bias, **self._conv_options(spec))
+        return module
+
+    def _conv_options(self, spec: Any) -> dict[str, Any]:
+        """Keyword arguments of the convolution beside sizes and bias.
+
+        Raises :class:`bitbench.workloads.base.Unsupported` for what a convolution has not.
+        """
+        _refuse_groups(spec)
+        return {name: value for name, value in self.options(spec).items() if name != "group_size"}
+
+    def convert_conv2d(self, spec: Any, conv: nn.Conv2d) -> nn.Module:
+        packed = spec.form == "packed"
+        module = self.conv2d().from_conv(conv, pack=packed, **self._conv_options(spec))
+        return module.requires_grad_(False).eval()
 
     def conv2d_reference(self, spec: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
         from bitbench.layers.convolution import decoded, product
@@ -253,6 +251,16 @@ class Quantized(LayerKind):
         return f"{served}, not {wanted} {expected[0]}... kernel; `bitbench doctor` says what is missing"
 
 
+def _refuse_groups(spec: Any) -> None:
+    from bitbench.workloads.base import Unsupported
+
+    if spec.group_size is not None:
+        raise Unsupported(
+            f"group_size={spec.group_size}: the scales of a convolution are per tensor or row; leave "
+            "group_size out for a layer that is measured as a convolution"
+        )
+
+
 class Binary(Quantized):
     """``impl.BinaryLinear``."""
 
@@ -277,7 +285,49 @@ class Binary(Quantized):
         return spec.scale
 
     def options(self, spec: BinarySpec) -> dict[str, Any]:
+        from bitbench.layers.signs import refuse
+
+        refuse(spec)
         return {**super().options(spec), "scale": spec.scale}
+
+    def random(self, spec: Any, in_features: int, out_features: int, *, bias: bool, seed: int) -> nn.Module:
+        from bitbench.layers.signs import between_signs
+
+        made = super().random(spec, in_features, out_features, bias=bias, seed=seed)
+        return between_signs(made, self.input_dtype(spec), seed) if spec.signs else made
+
+    def random_conv2d(self, spec: Any, shape: ConvShape, *, bias: bool, seed: int) -> nn.Module:
+        from bitbench.layers.signs import between_signs
+
+        made = super().random_conv2d(spec, shape, bias=bias, seed=seed)
+        return between_signs(made, self.input_dtype(spec), seed) if spec.signs else made
+
+    def given(self, spec: Any, x: torch.Tensor) -> Any:
+        from bitbench.layers.signs import signs_of
+
+        return signs_of(x) if spec.signs else x
+
+    def shown(self, spec: Any, y: Any) -> torch.Tensor:
+        from bitbench.layers.signs import floats_of
+
+        return floats_of(y) if spec.signs else super().shown(spec, y)
+
+    def reference(self, spec: Any, module: Any, x: torch.Tensor, rows: slice) -> torch.Tensor:
+        from bitbench.layers.signs import plus_minus, reached
+
+        if not spec.signs:
+            return super().reference(spec, module, x, rows)
+        return reached(super().reference(spec, module.layer, plus_minus(x), rows), module, rows)
+
+    def conv2d_reference(self, spec: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
+        from bitbench.layers.signs import plus_minus, reached
+
+        if not spec.signs:
+            return super().conv2d_reference(spec, module, x)
+        return reached(super().conv2d_reference(spec, module.layer, plus_minus(x)), module, slice(None))
+
+    def kernel(self, module: Any) -> str:
+        return super().kernel(getattr(module, "layer", module))
 
 
 class Ternary(Quantized):

@@ -84,6 +84,8 @@ class QuantizedSpec(LayerSpec):
             described.pop("isa", None)
         if self.dtype == "float32":
             described.pop("dtype", None)
+        if not described.get("signs"):
+            described.pop("signs", None)
         return described
 
     @model_validator(mode="after")
@@ -111,6 +113,22 @@ class BinarySpec(QuantizedSpec):
     scale: Literal["row", "tensor"] = "row"
     ste: STE = "clip"
     """Straight-through gradient in training."""
+    signs: bool = False
+    """The layer stands between binary layers: it takes their signs, a bit each, and gives signs, by one
+    threshold an output. With ``activation_bits: 1``, packed, for measuring speed and bytes."""
+
+    @model_validator(mode="after")
+    def _signs_are_single_bits(self) -> BinarySpec:
+        if not self.signs:
+            return self
+        for name, wanted in (("activation_bits", 1), ("form", "packed"), ("group_size", None)):
+            if getattr(self, name) != wanted:
+                raise PydanticCustomError(
+                    "signs",
+                    "a layer with `signs: true` has `{name}: {wanted}`, not {value}",
+                    {"name": name, "wanted": wanted or "null", "value": getattr(self, name)},
+                )
+        return self
 
 
 class LatentFreeSpec(LayerSpec):
@@ -127,6 +145,7 @@ class LatentFreeSpec(LayerSpec):
 
     # What a binary layer has besides and this one has not.
     group_size: ClassVar[None] = None
+    signs: ClassVar[bool] = False
     scale_dtype: ClassVar[str] = "float32"
     dtype: ClassVar[str] = "float32"
     isa: ClassVar[None] = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bitbench.analysis.aggregate import Point, Total, common_shapes, headline_points, totals
 from bitbench.analysis.summary import CaseSummary, Summary
-from bitbench.report.numbers import estimate, plain, shape_text, with_interval
+from bitbench.report.numbers import estimate, in_percent, plain, shape_text, with_interval
 from bitbench.report.overview import case_with, format_bound, ledger_case, ledger_shape, model_case
+from bitbench.store.metrics import METRICS
 
 QUESTION = (
     "Can binary, ternary or k-ternary layers replace nn.Linear: how much memory do they save, are they "
@@ -38,6 +39,7 @@ def answer(summary: Summary) -> list[str]:
         _speed(summary, layer),
         _decode(summary, layer),
         _accuracy(summary, layer),
+        _images(summary, layer),
         _training(summary, layer),
     ]
     sentences = [sentence for sentence in found if sentence]
@@ -144,7 +146,7 @@ def _accuracy(summary: Summary, layer: str) -> str:
         text += f", against {estimate(base.value('quality.perplexity'))} for the float weights"
     if (ratio := case.value("quality.perplexity_ratio")) is not None:
         text += f" ({estimate(ratio, 'x')})"
-    best = _most_accurate(summary)
+    best = _best(summary, case.case.point, "quality.perplexity")
     if best is not None and best.case.layer != layer:
         text += f"; the most accurate low-bit layer is `{best.case.layer}` with {_quality(best)}"
         if (ratio := best.value("quality.perplexity_ratio")) is not None:
@@ -153,6 +155,42 @@ def _accuracy(summary: Summary, layer: str) -> str:
         if ledger is not None and (saved := ledger.value("memory.weight_ratio")) is not None:
             text += f", at {estimate(saved, 'x')} less memory than fp32"
     return text + "."
+
+
+def _images(summary: Summary, layer: str) -> str:
+    """What a converted image classifier still gets right, with this layer and with the best low-bit one."""
+    metric = "quality.accuracy"
+    case = case_with(summary, "image_accuracy", layer, metric)
+    if case is None:
+        return ""
+    # Other points score other images, or norms taken anew: beside those it has no meaning.
+    here = [other for other in summary.cases if other.case.point == case.case.point]
+    base = next((other for other in here if other.case.layer == summary.baseline), None)
+    if base is None or metric not in base.series:
+        return ""
+    text = (
+        f"Converted without retraining, `{layer}` convolutions leave {case.case.params['model']} "
+        f"**{_right(case)}** of the test images right, against {_right(base)} with float ones"
+    )
+    best = _best(summary, case.case.point, metric)
+    if best is not None and best.case.layer != layer:
+        text += f"; the most accurate low-bit layer is `{best.case.layer}` with **{_right(best)}**"
+        weighed = next(
+            (
+                c
+                for c in summary.select("image_accuracy", best.case.layer)
+                if "memory.weight_ratio" in c.series
+            ),
+            None,
+        )
+        if weighed is not None and (saved := weighed.value("memory.weight_ratio")) is not None:
+            text += f", its weights at {estimate(saved, 'x')} less memory than fp32"
+    return text + "."
+
+
+def _right(case: CaseSummary) -> str:
+    found = case.value("quality.accuracy")
+    return "" if found is None else in_percent(found)
 
 
 def _training(summary: Summary, layer: str) -> str:
@@ -184,13 +222,17 @@ def _quality(case: CaseSummary) -> str:
     return f"**{value}** {rest}".strip()
 
 
-def _most_accurate(summary: Summary) -> CaseSummary | None:
-    """The low-bit layer with the lowest perplexity: neither float nor 8-bit weights."""
+def _best(summary: Summary, point: str, metric: str) -> CaseSummary | None:
+    """The low-bit layer with the best figure at a point: neither float nor 8-bit weights. The one named first
+    of several that are equal."""
     low_bit = {name for name, spec in summary.layers.items() if spec.get("kind") in _PREFERRED}
+    sign = 1 if METRICS[metric].better == "lower" else -1
     cases = [
-        (found.value, case)
-        for case in summary.select("perplexity")
-        if case.case.layer in low_bit and (found := case.value("quality.perplexity")) is not None
+        (sign * found.value, case)
+        for case in summary.cases
+        if case.case.point == point
+        and case.case.layer in low_bit
+        and (found := case.value(metric)) is not None
     ]
     return min(cases, key=lambda pair: pair[0])[1] if cases else None
 

@@ -28,6 +28,7 @@ _WIDE = 1000
 _FIGURES = (
     ("decode", "decode.tokens_per_second", "tokens/s"),
     ("perplexity", "quality.perplexity", "perplexity"),
+    ("image_accuracy", "quality.accuracy", "converted accuracy"),
     ("pretrain", "training.bits_per_byte", "bits/byte"),
     ("classify", "training.accuracy", "accuracy"),
 )

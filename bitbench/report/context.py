@@ -15,9 +15,10 @@ from bitbench.errors import ToolError
 from bitbench.report import compared
 from bitbench.report.accuracy import accuracy
 from bitbench.report.answer import QUESTION, answer, caveats
-from bitbench.report.convolution import convolution
+from bitbench.report.convolution import blocks, convolution
 from bitbench.report.decoding import decode
 from bitbench.report.gpu import gpu_load
+from bitbench.report.images import images
 from bitbench.report.machine import telemetry
 from bitbench.report.memory import memory
 from bitbench.report.numbers import percent, with_interval
@@ -72,9 +73,11 @@ def context_of(summary: Summary, figures: Mapping[str, Sequence[Figure]] | None 
         memory(summary, drawn.get("memory", ())),
         speed(summary, drawn.get("speed", ())),
         convolution(summary),
+        blocks(summary),
         gpu_load(summary),
         decode(summary, drawn.get("decode", ())),
         accuracy(summary, drawn.get("accuracy", ())),
+        images(summary),
         *training(summary),
         failures(summary),
         telemetry(summary),

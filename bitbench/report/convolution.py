@@ -1,7 +1,9 @@
-"""Speed of single convolutions: one table a batch, memory format, number of threads and busy neighbours."""
+"""Speed of single convolutions, and of residual blocks: one table a batch, memory format, number of threads
+and busy neighbours."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from bitbench.analysis.aggregate import conditions
@@ -16,7 +18,32 @@ _SHAPE = ("shape", "kernel", "stride", "size")
 
 def convolution(summary: Summary) -> Section | None:
     """Section ``convolution``; None where no convolution was timed."""
-    cases = [case for case in summary.select("conv2d") if case.case.phase == "timed"]
+    return _section(
+        summary,
+        "conv2d",
+        Section("convolution", "Speed of convolutions"),
+        "Each column is one convolution: output x input channels, side of the kernel, side of the image, and "
+        "the stride where it is not 1. Cells are those of single layers; "
+        f"the ratios are to `{summary.baseline}`, here `nn.Conv2d`, with images in the same memory format.",
+    )
+
+
+def blocks(summary: Summary) -> Section | None:
+    """Section ``blocks``; None where no residual block was timed."""
+    return _section(
+        summary,
+        "block",
+        Section("blocks", "Speed of residual blocks"),
+        "Each column is one basic block of a residual network: output x input channels, side of the image, "
+        "and the stride where it is not 1. Two convolutions of 3 x 3, a shortcut (1 x 1 where the block "
+        "changes the shape of its input), activations and the sum; batch norms are folded into weights or "
+        f"scales, those of `{summary.baseline}`, here `nn.Conv2d`, too. Cells are those of single layers.",
+    )
+
+
+def _section(summary: Summary, workload: str, section: Section, says: str) -> Section | None:
+    """``section`` with the tables of a workload; None where none of it was timed."""
+    cases = [case for case in summary.select(workload) if case.case.phase == "timed"]
     if not cases:
         return None
     tables = []
@@ -31,7 +58,7 @@ def convolution(summary: Summary) -> Section | None:
         ]
         columns = [Column("Layer", numeric=False), *(Column(_title(shape), CELL) for shape in shapes)]
         batch, memory_format, threads, neighbours = setting
-        name = f"conv2d-{batch}-{memory_format}{condition_tag(threads, neighbours)}"
+        name = f"{workload}-{batch}-{memory_format}{condition_tag(threads, neighbours)}"
         title = ", ".join(
             [
                 counted(batch, "image"),
@@ -41,13 +68,11 @@ def convolution(summary: Summary) -> Section | None:
         )
         tables.append(without_empty(Table(name, title, columns, rows, filterable=True)))
     prose = [
-        "Each column is one convolution: output x input channels, side of the kernel, side of the image, and "
-        "the stride where it is not 1. Cells are those of single layers; "
-        f"the ratios are to `{summary.baseline}`, here `nn.Conv2d`, with images in the same memory format.",
+        says,
         *(limits(summary, threads) for threads in dict.fromkeys(s[2] for s in _distinct(cases, _SETTING))),
         beside(s[3] for s in _distinct(cases, _SETTING)),
     ]
-    return Section("convolution", "Speed of convolutions", [text for text in prose if text], tables)
+    return replace(section, prose=[text for text in prose if text], tables=tables)
 
 
 def _of(case: CaseSummary, names: tuple[str, ...]) -> tuple[Any, ...]:
@@ -61,7 +86,8 @@ def _distinct(cases: list[CaseSummary], names: tuple[str, ...]) -> list[tuple[An
 
 
 def _title(shape: tuple[Any, ...]) -> str:
-    """``128x64, 3x3 on 56, stride 2``."""
+    """``128x64, 3x3 on 56, stride 2``; of a block, which names no kernel, ``128x64 on 56, stride 2``."""
     (rows, columns), kernel, stride, size = shape
     step = f", stride {stride}" if stride != 1 else ""
-    return f"{rows}x{columns}, {kernel}x{kernel} on {size}{step}"
+    sides = "" if kernel is None else f", {kernel}x{kernel}"
+    return f"{rows}x{columns}{sides} on {size}{step}"

@@ -20,6 +20,7 @@ from bitbench.report.tables import (
     name_cell,
     without_empty,
 )
+from bitbench.suite.convolutions import BlockShape
 
 TERNARY_ENTROPY_BOUND = 32 / math.log2(3)
 """No coding of equally likely trits can take more than 20.19 times less than fp32."""
@@ -34,7 +35,10 @@ _BYTES = [
     ("File", "memory.file_bytes", "the layer saved as a safetensors file"),
     ("Peak", "memory.peak_bytes", "rise of the process's high-water mark over a call"),
 ]
-SHAPE = "out_features x in_features; of a convolution the channels, and the sides of its kernel"
+SHAPE = (
+    "out_features x in_features; of a convolution the channels, and the sides of its kernel; of a residual "
+    "block the channels"
+)
 _RATIOS = [
     ("Weight ratio", "memory.weight_ratio", "fp32 weight bytes / (codes + scales)"),
     ("to bf16", "memory.weight_ratio_bf16", "bf16 weight bytes / (codes + scales)"),
@@ -47,7 +51,7 @@ def memory(summary: Summary, figures: Sequence[Figure]) -> Section | None:
     """Section ``memory``; None where no bytes were counted."""
     cases = [
         case
-        for workload in ("linear", "conv2d")
+        for workload in ("linear", "conv2d", "block")
         for case in summary.select(workload)
         if case.case.params.get("measure") == "memory"
     ]
@@ -76,14 +80,21 @@ def memory(summary: Summary, figures: Sequence[Figure]) -> Section | None:
 
 
 def _shape(case: CaseSummary) -> str:
-    """``4096x4096``; of a convolution ``128x64, 3x3``."""
-    text, kernel = shape_text(case.case.params["shape"]), case.case.params.get("kernel")
-    return text if kernel is None else f"{text}, {kernel}x{kernel}"
+    """``4096x4096``; of a convolution ``128x64, 3x3``; of a block ``128x64 block, stride 2``."""
+    text, params = shape_text(case.case.params["shape"]), case.case.params
+    if case.case.workload == "block":
+        return f"{text} block" + (f", stride {params['stride']}" if params["stride"] != 1 else "")
+    return text if "kernel" not in params else f"{text}, {params['kernel']}x{params['kernel']}"
 
 
 def _size(case: CaseSummary) -> int:
-    rows, columns = case.case.params["shape"]
-    return int(rows) * int(columns) * int(case.case.params.get("kernel", 1)) ** 2
+    """Its weights."""
+    params = case.case.params
+    if case.case.workload == "block":
+        block = BlockShape(shape=params["shape"], stride=params["stride"], size=1)
+        return sum(conv.out_channels * conv.columns for conv in block.convolutions)
+    rows, columns = params["shape"]
+    return int(rows) * int(columns) * int(params.get("kernel", 1)) ** 2
 
 
 def _row(case: CaseSummary) -> list[Cell]:

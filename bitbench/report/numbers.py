@@ -14,6 +14,7 @@ _PLAIN_FROM, _PLAIN_BELOW = 1e-4, 1e5
 """Outside, numbers are written with an exponent."""
 _WIDE = 10
 """An interval that reaches this many times beyond its value says little more than that it is wide."""
+_MANY_IMAGES = 1000
 _MIN_DIGITS, _MAX_DIGITS = 3, 4
 
 
@@ -77,6 +78,29 @@ def with_interval(found: Estimate | None, unit: str = "") -> str:
     if found is not None and not found.has_interval and beside:
         beside = f"({beside})"
     return f"{estimate(found, unit)} {beside}".strip()
+
+
+def in_percent(found: Estimate) -> str:
+    """A share of images: ``0.9422`` of ten thousand -> ``94.22 %``."""
+    return f"{100 * found.value:.{_of_images(found)}f} %"
+
+
+def in_points(found: Estimate) -> str:
+    """The difference of two such shares: ``-0.0123`` -> ``-1.23 points``."""
+    return f"{100 * found.value:+.{_of_images(found)}f} points"
+
+
+def percent_interval(found: Estimate) -> str:
+    """``[93.75, 94.66]``, of a share or of a difference; empty where there is none."""
+    if found.low is None or found.high is None:
+        return ""
+    decimals = _of_images(found)
+    return f"[{100 * found.low:.{decimals}f}, {100 * found.high:.{decimals}f}]"
+
+
+def _of_images(found: Estimate) -> int:
+    """Decimals of a percentage that so many images support."""
+    return 2 if found.n >= _MANY_IMAGES else 1
 
 
 def spread(found: Estimate | None) -> str:

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from bitbench.analysis.aggregate import Total, common_shapes, headline_points, totals
 from bitbench.analysis.summary import CaseSummary, Summary
 from bitbench.analysis.verdicts import Verdict, Word
-from bitbench.report.numbers import ABSENT, estimate, interval, percent, plain, shape_text, spread
+from bitbench.report.numbers import (
+    ABSENT,
+    estimate,
+    in_percent,
+    in_points,
+    interval,
+    percent,
+    plain,
+    shape_text,
+    spread,
+)
 from bitbench.report.tables import (
     Cell,
     Column,
@@ -23,6 +33,8 @@ from bitbench.store.schema import all_params
 
 HEAD_IS = Column("Head is", "the output head: left float, or the same as the blocks' layers", numeric=False)
 
+STEM_IS = Column("First convolution is", "left float, or the same as the blocks' convolutions", numeric=False)
+
 _ORDER = ("dtype", "format", "k", "group_size", "rule", "activation_bits")
 _USUAL = {"scale": "row", "scale_dtype": "float32", "refit": True}
 """Settings that go without saying."""
@@ -31,6 +43,7 @@ _WORDS = {
     "format": "{}",
     "group_size": "groups of {}",
     "activation_bits": "{}-bit activations",
+    "signs": "signs in and out",
 }
 _SILENT = ("kind", "form", "ste")
 
@@ -51,12 +64,12 @@ def _told(key: str, value: object) -> str:
     return f"{key.replace('_', ' ')} {value}" if words is None else words.format(value)
 
 
-def head_cells(cases: Sequence[CaseSummary]) -> list[Cell]:
-    """The cells of a table's column :data:`HEAD_IS`; all are empty where no case names a head, for that
-    of each is then left float."""
-    if not any("head" in case.case.params for case in cases):
+def head_cells(cases: Sequence[CaseSummary], end: str = "head") -> list[Cell]:
+    """The cells of a table's column :data:`HEAD_IS`, or of :data:`STEM_IS` for the ``end`` "stem"; all are
+    empty where no case names one, for that of each is then left float."""
+    if not any(end in case.case.params for case in cases):
         return [absent() for _ in cases]
-    return [Cell(str(all_params(case.case.workload, case.case.params)["head"])) for case in cases]
+    return [Cell(str(all_params(case.case.workload, case.case.params)[end])) for case in cases]
 
 
 def ledger_shape(summary: Summary) -> list[int] | None:
@@ -84,11 +97,10 @@ def case_with(summary: Summary, workload: str, layer: str, metric: str) -> CaseS
 
 
 def model_case(summary: Summary, layer: str) -> CaseSummary | None:
-    """The case that knows the whole model's bytes with this layer in it."""
-    for case in summary.select(layer=layer):
-        if "memory.model_ratio" in case.series:
-            return case
-    return None
+    """The case that knows the bytes of a whole pretrained model with this layer in it; those of networks that
+    a run trains are beside their scores."""
+    cases = (case for case in summary.select(layer=layer) if "model" in case.case.params)
+    return next((case for case in cases if "memory.model_ratio" in case.series), None)
 
 
 def mean_share(summary: Summary, layer: str, metric: str) -> float | None:
@@ -110,6 +122,7 @@ def overview(summary: Summary) -> Section:
     ]
     columns += [
         Column("Perplexity", "after conversion without retraining; below it the ratio to the baseline"),
+        Column("Accuracy", "test images right after conversion without retraining; below it the change"),
         Column("Tokens/s", "batch-1 decoding of the whole model; below it the speed-up"),
     ]
     columns += [
@@ -154,6 +167,7 @@ def _row(summary: Summary, layer: str, found: list[Total | None]) -> list[Cell]:
         _value(ledger, "memory.weight_ratio_bf16", "x"),
         _value(model, "memory.model_ratio", "x"),
         _perplexity(perplexity, summary, layer),
+        _accuracy(case_with(summary, "image_accuracy", layer, "quality.accuracy"), summary, layer),
         _tokens(decode, summary, layer),
         *(_speed(total, layer, summary) for total in found),
         _use(summary, layer),
@@ -241,3 +255,14 @@ def _perplexity(case: CaseSummary | None, summary: Summary, layer: str) -> Cell:
     if layer != summary.baseline and (ratio := case.value("quality.perplexity_ratio")) is not None:
         notes.append(estimate(ratio, "x"))
     return figure_cell(case.value("quality.perplexity"), "", case=case.case.id, notes=notes)
+
+
+def _accuracy(case: CaseSummary | None, summary: Summary, layer: str) -> Cell:
+    """Share of images that are classified right; below it the change from the baseline."""
+    if case is None:
+        return absent(why_absent(summary, "image_accuracy", layer))
+    found, change = case.value("quality.accuracy"), case.value("quality.accuracy_change")
+    if found is None:
+        return absent()
+    notes = () if layer == summary.baseline or change is None else (in_points(change),)
+    return Cell(in_percent(found), notes, sort=found.value, case=case.case.id)

@@ -16,9 +16,13 @@ from bitbench.store.metrics import METRICS
 from bitbench.store.schema import RunEnd
 from bitbench.suite.expand import counted
 
+MAX_VALUES = 100
+"""Replicates up to which their values are listed: images are too many."""
+
 _HEADLINES = (
     "time.latency",
     "quality.perplexity",
+    "quality.accuracy",
     "training.bits_per_byte",
     "training.accuracy",
     "memory.weight_ratio",
@@ -101,7 +105,7 @@ def _case_row(case: CaseSummary) -> list[Cell]:
     found = case.value(metric) if metric else None
     unit = METRICS[metric].unit if metric in ("time.latency", "memory.weight_ratio") else ""
     label = metric.partition(".")[2].replace("_", " ")
-    values = "" if found is None or found.exact else _values(case, metric, unit)
+    values = "" if found is None or found.exact or found.n > MAX_VALUES else _values(case, metric, unit)
     share = case.value("roofline.share")
     return [
         Cell(case.case.id, code=True, case=case.case.id),
@@ -220,7 +224,8 @@ def how_to_read(summary: Summary) -> Section:
         "layers of a point side by side, in an order that changes from launch to launch. One launch gives "
         "one value: the median over its timed blocks. Times and ratios are geometric means over launches; "
         f"**[a, b]** is Student's interval at {percent(DISPLAY_CONFIDENCE)} of their logarithms. Perplexity "
-        "is replicated over documents, training over seeds; bytes are counted and have no interval.",
+        "is replicated over documents, training over seeds, accuracy after conversion over images (Wilson's "
+        "interval; of a change, taken image by image, Agresti and Min's); bytes are counted and have none.",
         f"**n=2: a to b** stands where an interval would: fewer than {MIN_REPLICATES} replicates give none. "
         "Two leave the spread itself unknown, and Student's interval would often span orders of magnitude; "
         "a and b are the two values. Nothing is judged by them.",

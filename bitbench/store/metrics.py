@@ -21,6 +21,9 @@ class Metric:
 MEASURED_BYTES = frozenset({"memory.peak_bytes", "memory.training_peak_bytes"})
 """Figures of memory that are measured. All others are counted: exact, and the same everywhere."""
 
+WITHOUT_RATIO = frozenset({"quality.accuracy", "quality.accuracy_change"})
+"""Shares of single things that are right or wrong: two of them are compared by their difference."""
+
 METRICS: dict[str, Metric] = {
     "time.latency": Metric("s", "lower", "time of one call, median of blocks, mean over launches"),
     "time.mean": Metric("s", "lower", "time of one call, mean of blocks: with what the scheduler took"),
@@ -34,6 +37,7 @@ METRICS: dict[str, Metric] = {
     "roofline.share": Metric("", "higher", "reached share of the measured limit that binds"),
     "decode.tokens_per_second": Metric("tokens/s", "higher", "batch-1 decoding rate"),
     "decode.prefill_tokens_per_second": Metric("tokens/s", "higher", "rate of reading a prompt, batch 1"),
+    "inference.images_per_second": Metric("images/s", "higher", "images classified, at the point's batch"),
     "decode.blocks_share": Metric("", "neither", "share of a token's time in transformer blocks"),
     "decode.head_share": Metric("", "neither", "share of a token's time in the output head"),
     "decode.rest_share": Metric("", "neither", "share of a token's time outside blocks and head"),
@@ -73,8 +77,20 @@ METRICS: dict[str, Metric] = {
     "quality.perplexity_ratio": Metric("x", "lower", "perplexity / perplexity of the baseline"),
     "quality.tokens": Metric("tokens", "neither", "held-out tokens scored"),
     "quality.nll": Metric("nat", "lower", "mean negative log likelihood a token, per document"),
+    "quality.accuracy": Metric("", "higher", "share of test images classified right after conversion"),
+    "quality.accuracy_change": Metric(
+        "", "higher", "accuracy less that of the baseline, of the same images: -0.01 is one point lost"
+    ),
+    "quality.images": Metric("images", "neither", "test images scored"),
+    "quality.right": Metric("", "higher", "whether an image is classified right, 1 or 0"),
     "training.bits_per_byte": Metric("bit", "lower", "held-out bits per byte after training"),
     "training.accuracy": Metric("", "higher", "share of held-out images classified right after training"),
+    "training.packed_accuracy": Metric(
+        "", "higher", "the same of the network packed, its low-bit weights in codes"
+    ),
+    "training.packed_agreement": Metric(
+        "", "higher", "share of held-out images that the network classifies alike before and after packing"
+    ),
     "training.loss": Metric("nat", "lower", "training loss at the last step"),
     "training.seconds": Metric("s", "lower", "wall time of the training run"),
 }

@@ -34,12 +34,13 @@ PROMPT_TOKENS = "prompt"
 IMPLIED_PARAMS: Mapping[str, Mapping[str, Any]] = {
     "decode": {"head": "float"},
     "perplexity": {"head": "float"},
+    "image_accuracy": {"stem": "float", "head": "float"},
 }
 """What a point of a workload means where its params do not say: left out of them, so that its cases keep
 the ids that they had in runs stored before there was a choice."""
 
 Phase = Literal["timed", "once"]
-Replicate = Literal["launches", "seeds", "documents", "exact"]
+Replicate = Literal["launches", "seeds", "documents", "images", "exact"]
 Purpose = Literal["run", "compare", "calibrate", "gate"]
 Side = Literal["", "base", "head"]
 
@@ -149,7 +150,7 @@ class Record(_Record):
     metrics: dict[str, float] = Field(default_factory=dict)
     """Other figures of this launch, named in :mod:`bitbench.store.metrics`."""
     replicates: dict[str, list[float]] = Field(default_factory=dict)
-    """Figures per replicate inside this record (documents of a text), by metric name."""
+    """Figures per replicate inside this record (documents of a text, images), by metric name."""
     shared_from: str = ""
     """Id of the case that computed this accuracy, where numerics are equal."""
     started: str = ""

@@ -29,7 +29,7 @@ PROCESS_SECONDS = 1.2
 NEIGHBOURS_COST = 2.0
 """Beside busy neighbours a layer takes this many times as long: its untimed calls wait for a core too."""
 
-SHARED: frozenset[Replicate] = frozenset({"documents", "seeds"})
+SHARED: frozenset[Replicate] = frozenset({"documents", "images", "seeds"})
 """Accuracy: computed once for all cases of a point whose numerics are equal."""
 
 
@@ -159,7 +159,7 @@ def process_of(case: Case) -> tuple[Any, ...]:
     """
     if case.replicate == "exact":
         return (case.replicate,)
-    if case.replicate == "documents":
+    if case.replicate in ("documents", "images"):
         return (case.replicate, case.entry)
     return (case.replicate, case.entry, case.layer)
 

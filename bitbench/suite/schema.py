@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerSpec
 from bitbench.plugins import advice
-from bitbench.store.metrics import METRICS
+from bitbench.store.metrics import METRICS, WITHOUT_RATIO
 from bitbench.suite.shapes import Shape
 from bitbench.workloads import registry as workload_registry
 from bitbench.workloads.base import WorkloadSpec
@@ -134,6 +134,17 @@ class Claim(BaseModel):
                 "between", "must be [low, high] with low <= high, not {value}", {"value": between}
             )
         return between
+
+    @model_validator(mode="after")
+    def _has_ratio(self) -> Claim:
+        if self.of is not None and self.metric in WITHOUT_RATIO:
+            raise PydanticCustomError(
+                "of",
+                "{metric} is right or wrong image by image and has no ratio: leave out of, and claim "
+                "quality.accuracy_change, the difference from the baseline",
+                {"metric": self.metric},
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_bound(self) -> Claim:

@@ -208,6 +208,10 @@ class Unsupported(Exception):
     """The layer cannot do this here. The message says why and what would help."""
 
 
+class Incorrect(Exception):
+    """What was measured is not what it must be. The message says by how much."""
+
+
 class WorkloadKind(ABC):
     """One kind of workload. Stateless; registered once under its name."""
 

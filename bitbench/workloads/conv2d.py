@@ -21,9 +21,17 @@ from bitbench.workloads.base import (
     WorkloadKind,
     WorkloadSpec,
 )
-from bitbench.workloads.layer_check import Comparison, Made, poison
+from bitbench.workloads.layer_check import Comparison, Made, poison, sampled_images
 from bitbench.workloads.ledger import byte_figures, peak_figure
-from bitbench.workloads.linear import BUILD_SECONDS_PER_WEIGHT, LEDGER_SECONDS_PER_WEIGHT, timed_seconds
+from bitbench.workloads.linear import (
+    BUDGET_SECONDS,
+    BUILD_SECONDS_PER_WEIGHT,
+    GPU_CALLS,
+    GPU_OPERATIONS_PER_SECOND,
+    GPU_SECONDS,
+    LEDGER_SECONDS_PER_WEIGHT,
+    timed_seconds,
+)
 from bitbench.workloads.pace import call_seconds
 
 if TYPE_CHECKING:
@@ -90,8 +98,22 @@ class Conv2dWorkload(WorkloadKind):
         )
         return BUILD_SECONDS_PER_WEIGHT * weights + check + timed_seconds(call)
 
+    def estimate_on_gpu(self, spec: Conv2dSpec, plan: PointPlan, layer: LayerSpec) -> float:  # noqa: ARG002 - as above
+        shape, batch = shape_of(plan.params), plan.params.get("batch", 1)
+        weights = shape.out_channels * shape.columns
+        return gpu_seconds(plan, weights, 2.0 * weights * shape.pixels * batch)
+
     def open(self, spec: Conv2dSpec, params: dict[str, Any], context: Context) -> Conv2dSession:
         return Conv2dSession(spec, params, context)
+
+
+def gpu_seconds(plan: PointPlan, weights: int, operations: float) -> float:
+    """Seconds that a layer of so many weights takes in a launch on a large GPU, its call of so many
+    operations."""
+    if plan.phase == "once":
+        return LEDGER_SECONDS_PER_WEIGHT * weights + 0.1
+    call = operations / GPU_OPERATIONS_PER_SECOND
+    return GPU_SECONDS + BUILD_SECONDS_PER_WEIGHT * weights + max(BUDGET_SECONDS, GPU_CALLS * call)
 
 
 def shape_of(params: dict[str, Any]) -> ConvShape:
@@ -119,7 +141,9 @@ class Conv2dSession(Session):
         made, shape = self._make(spec), self.shape
         plain = nn.Conv2d(shape.in_channels, shape.out_channels, shape.kernel, bias=self.bias)
         metrics = byte_figures(made.module, plain, made.cost.format_bits)
-        metrics |= peak_figure(made.module, self.input(made.dtype, 1), self.context.device)
+        metrics |= peak_figure(
+            made.module, made.kind.given(spec, self.input(made.dtype, 1)), self.context.device
+        )
         return Outcome(metrics, kernel=made.kind.kernel(made.module))
 
     def input(self, dtype: torch.dtype, batch: int) -> torch.Tensor:
@@ -155,13 +179,12 @@ class Conv2dSubject(Subject):
         self._made = made
         self._shape = shape
         self._x = x
-        batch = x.shape[0]
-        self._images = sorted({0, batch // 2, batch - 1})
+        self._given = made.kind.given(made.spec, x)
+        self._images = sampled_images(x.shape[0])
         self._expected: torch.Tensor | None = None
 
-    def call(self) -> torch.Tensor:
-        output: torch.Tensor = self._made.module(self._x)
-        return output
+    def call(self) -> Any:
+        return self._made.module(self._given)
 
     def check(self) -> Check:
         """Compare the outputs of sampled images with the reference; the rest must be finite.
@@ -176,7 +199,7 @@ class Conv2dSubject(Subject):
         side = self._shape.output_size
         shape = (self._x.shape[0], made.rows, side, side)
         poison(self._x, shape)
-        output = self.call()
+        output = made.kind.shown(made.spec, self.call())
         self.kernel = ", ".join(sorted({*served, made.kind.kernel(made.module)} - {""}))
         if tuple(output.shape) != shape:
             raise RuntimeError(f"the output has shape {tuple(output.shape)}, not {shape}")

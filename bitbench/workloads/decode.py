@@ -20,9 +20,9 @@ from bitbench.errors import UserError
 from bitbench.layers.base import LayerSpec
 from bitbench.store.schema import PROMPT_TOKENS, Check
 from bitbench.workloads.base import Context, PointPlan, Session, Subject, WorkloadKind
+from bitbench.workloads.conversions import Converted
 from bitbench.workloads.language_model import (
     HEAD,
-    Converted,
     LanguageModelSpec,
     build_model,
     float_bytes,

@@ -8,39 +8,24 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
-import os
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from pydantic import field_validator
 
 from bitbench.data.architectures import ARCHITECTURES
 from bitbench.data.models import check_causal_lm, parameter_counts
-from bitbench.layers import registry as layer_registry
 from bitbench.layers.base import LayerKind, LayerSpec
-from bitbench.layers.specs import LinearSpec
 from bitbench.measure.host import memory_available
 from bitbench.measure.memory import trim
 from bitbench.store.schema import all_params
-from bitbench.workloads.base import Context, Unsupported, WorkloadSpec
+from bitbench.workloads.base import Context, WorkloadSpec
+from bitbench.workloads.conversions import Converted, End, is_float32, replaced_by, sharing_copy, supported
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from bitbench.data.models import CausalLM
     from impl.models.llama import Llama
-
-COMPACT = 0.25
-"""Share of the float weights' bytes up to which a conversion is kept on disk. Above it are the
-float kinds, whose conversion is a cast and quicker than the file."""
 
 LOAD_SECONDS_PER_NUMBER = 2.2e-8
 """Dequantise a GGUF file: 3 s for 134.5 million numbers on two cores."""
@@ -51,8 +36,6 @@ EMBED_SECONDS_PER_NUMBER = 5e-9
 HEAD = "head"
 GIB = 2**30
 
-Head = Literal["float", "same"]
-
 
 class LanguageModelSpec(WorkloadSpec):
     """An entry that runs a language model."""
@@ -60,7 +43,7 @@ class LanguageModelSpec(WorkloadSpec):
     model: str
     """Catalog name, ``tiny-random``, ``bitnet-2b-random`` (by shape alone, nothing to score), or the
     path of a .gguf file."""
-    head: Head = "float"
+    head: End = "float"
     """The output head. float: left as it is. same: replaced too, by what replaces the blocks' layers."""
 
     @field_validator("model")
@@ -75,27 +58,6 @@ def model_params(spec: LanguageModelSpec) -> dict[str, Any]:
     return {"model": spec.model} | ({} if own == all_params(spec.kind, {}) else own)
 
 
-@dataclass(frozen=True)
-class Converted:
-    """A model whose block projections, and head where asked for, are layers of one kind."""
-
-    model: Llama
-    layers: Mapping[str, nn.Module]
-    """The layers under test by their name in the model: ``blocks.0.attention.query``, ``head``."""
-    kind: LayerKind
-    spec: LayerSpec
-
-    def kernels(self) -> str:
-        """Kernels that served the last calls, each once."""
-        return ", ".join(sorted({self.kind.kernel(layer) for layer in self.layers.values()}))
-
-    def fallback(self) -> str | None:
-        """Why one of the kernels is not what the layer's name promises, or None."""
-        names = {self.kind.kernel(layer) for layer in self.layers.values()}
-        reasons = (self.kind.fallback(self.spec, name) for name in sorted(names))
-        return next((reason for reason in reasons if reason), None)
-
-
 def place(lm: CausalLM, device: str) -> None:
     """Move what has numbers to ``device``."""
     lm.model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
@@ -105,18 +67,6 @@ def float_bytes(model: Llama) -> int:
     """Bytes of the model in float32, whether its tensors have numbers or not."""
     shown = sum(4 * parameter.numel() for parameter in model.parameters())
     return shown + sum(buffer.nbytes for buffer in model.buffers())
-
-
-def supported(spec: LayerSpec, context: Context) -> LayerKind:
-    """The kind of ``spec``.
-
-    Raises:
-        Unsupported: it cannot run on the context's device.
-    """
-    kind = layer_registry.get(spec.kind)
-    if reason := kind.unsupported(spec, context.device):
-        raise Unsupported(reason)
-    return kind
 
 
 def open_seconds(spec: LanguageModelSpec) -> float:
@@ -134,7 +84,7 @@ def split_numbers(spec: LanguageModelSpec) -> tuple[int, int]:
     return (numbers, 0) if spec.head == "same" else (blocks, numbers - blocks)
 
 
-def build_model(lm: CausalLM, spec: LayerSpec, context: Context, *, head: Head = "float") -> Converted:
+def build_model(lm: CausalLM, spec: LayerSpec, context: Context, *, head: End = "float") -> Converted:
     """``lm`` with every linear layer of its blocks, and its ``head`` where that is "same", replaced by
     what ``spec`` makes of it.
 
@@ -150,25 +100,21 @@ def build_model(lm: CausalLM, spec: LayerSpec, context: Context, *, head: Head =
     kind = supported(spec, context)
     linears = _block_linears(lm.model)
     # The float32 head is what it would be replaced by: a copy would only untie it.
-    replaced = {HEAD: lm.model.head} if head == "same" and not _is_float32(spec) else {}
+    replaced = {HEAD: lm.model.head} if head == "same" and not is_float32(spec) else {}
     _require_memory(kind, spec, [*linears.values(), *replaced.values()], context.device)
     if lm.drawn:
         layers = _drawn(linears, kind, spec, context) | _drawn(replaced, kind, spec, context)
     else:
-        layers = _converted("blocks", linears, lm, kind, spec, context)
+        layers = replaced_by("blocks", linears, lm.identity, kind, spec, context)
         if replaced:
-            layers |= _converted(HEAD, replaced, lm, kind, spec, context)
-    model = _sharing_copy(lm.model)
+            layers |= replaced_by(HEAD, replaced, lm.identity, kind, spec, context)
+    model = sharing_copy(lm.model)
     for name, layer in layers.items():
         model.set_submodule(name, layer.to(context.device))
     _share_embedding(model)
     if head == "same":
         layers[HEAD] = model.head
     return Converted(model.eval(), layers, kind, spec)
-
-
-def _is_float32(spec: LayerSpec) -> bool:
-    return isinstance(spec, LinearSpec) and spec.dtype == "float32"
 
 
 def _block_linears(model: Llama) -> dict[str, nn.Linear]:
@@ -204,12 +150,6 @@ def _share_embedding(model: Llama) -> None:
         model.set_submodule("embedding", CastEmbedding(model.head.weight))
 
 
-def _sharing_copy(model: Llama) -> Llama:
-    """A model of its own whose tensors are those of ``model``."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared)
-
-
 def _drawn(
     linears: dict[str, nn.Linear], kind: LayerKind, spec: LayerSpec, context: Context
 ) -> dict[str, nn.Module]:
@@ -230,81 +170,4 @@ def _drawn(
             first = CastLinear(first)
         first = first.eval()
         layers |= zip(named, [first, *kind.copies(first, len(named) - 1)], strict=True)
-    return layers
-
-
-def _converted(
-    part: str,
-    linears: dict[str, nn.Linear],
-    lm: CausalLM,
-    kind: LayerKind,
-    spec: LayerSpec,
-    context: Context,
-) -> dict[str, nn.Module]:
-    """What ``spec`` makes of ``linears``, the ``part`` of ``lm``.
-
-    Compact conversions are kept in ``context.cache_dir`` by weights, part and layer description;
-    whoever comes first converts, under a lock, the others wait and read.
-    """
-    path = context.cache_dir / "conversions" / f"{_key(lm, part, spec)}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        return _read(path, linears, kind, spec) if path.is_file() else _convert(path, linears, kind, spec)
-
-
-def _key(lm: CausalLM, part: str, spec: LayerSpec) -> str:
-    text = json.dumps([lm.identity, part, spec.model_dump(mode="json")], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _convert(
-    path: Path, linears: dict[str, nn.Linear], kind: LayerKind, spec: LayerSpec
-) -> dict[str, nn.Module]:
-    import torch
-
-    with torch.no_grad():
-        layers = {name: kind.convert(spec, linear) for name, linear in linears.items()}
-    state: dict[str, Any] = {
-        f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()
-    }
-    plain = all(isinstance(value, torch.Tensor) and not value.is_quantized for value in state.values())
-    if plain:
-        size = sum(value.nbytes for value in state.values())
-        if size <= COMPACT * sum(linear.weight.nbytes for linear in linears.values()):
-            _write(path, state)
-    return layers
-
-
-def _write(path: Path, state: dict[str, Tensor]) -> None:
-    """Whole or not at all: written beside and renamed."""
-    from safetensors.torch import save_file
-
-    handle, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _read(
-    path: Path, linears: dict[str, nn.Linear], kind: LayerKind, spec: LayerSpec
-) -> dict[str, nn.Module]:
-    from safetensors import safe_open
-
-    layers: dict[str, nn.Module] = {}
-    with safe_open(path, framework="pt") as file:
-        keys: dict[str, list[str]] = {name: [] for name in linears}
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            name = next(n for n in (key.rsplit(".", depth)[0] for depth in (1, 2, 3)) if n in keys)
-            keys[name].append(key)
-        blank: dict[tuple[int, int], nn.Module] = {}  # drawing and packing codes is slow: once a shape
-        for name, linear in linears.items():
-            shape = linear.in_features, linear.out_features
-            if shape not in blank:
-                blank[shape] = kind.random(spec, *shape, bias=False, seed=0)
-            layer = copy.deepcopy(blank[shape])
-            layer.load_state_dict({key[len(name) + 1 :]: file.get_tensor(key) for key in keys[name]})
-            layers[name] = layer.eval()
     return layers

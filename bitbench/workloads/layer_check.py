@@ -6,8 +6,10 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitbench.layers.base import LayerCost, LayerKind, LayerSpec
 from bitbench.store.schema import Check
@@ -51,9 +53,14 @@ class Made:
         return getattr(self.spec, "isa", None) or ""
 
     def fallback(self, kernels: str) -> str | None:
-        """Why one of ``kernels``, names joined by ", ", is not what the layer's name promises, or None."""
-        reasons = (self.kind.fallback(self.spec, name) for name in kernels.split(", "))
-        return next((reason for reason in reasons if reason), None)
+        """See :func:`fallback_of`."""
+        return fallback_of(self.kind, self.spec, kernels)
+
+
+def fallback_of(kind: LayerKind, spec: LayerSpec, kernels: str) -> str | None:
+    """Why one of ``kernels``, names joined by ", ", is not what the layer's name promises, or None."""
+    reasons = (kind.fallback(spec, name) for name in kernels.split(", "))
+    return next((reason for reason in reasons if reason), None)
 
 
 class Comparison:
@@ -84,6 +91,58 @@ class Comparison:
         else:
             error = self._worst / self._largest if self._largest > 0 else math.inf
         return Check(passed=error <= tolerance, max_error=error, tolerance=tolerance, compared=self._compared)
+
+
+@contextmanager
+def watched(
+    layers: Iterable[nn.Module], rows: Sequence[int] | None = None
+) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """What each of ``layers`` is given and gives in its last call while the block runs; of a batch these
+    ``rows``, or all. Copies: a network may write over what it has handed on."""
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    chosen = slice(None) if rows is None else list(rows)
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[layer] = inputs[0][chosen].detach().clone(), output[chosen].detach().clone()
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(keep).remove)
+        yield seen
+
+
+def sampled_images(count: int) -> list[int]:
+    """The images of a batch of ``count`` whose outputs are compared: the first, the middle and the last."""
+    return sorted({0, count // 2, count - 1})
+
+
+def combined(checks: Sequence[Check]) -> Check:
+    """The worst of ``checks``, passed where all are."""
+    worst = max(checks, key=lambda check: check.max_error / check.tolerance)
+    compared = sum(check.compared for check in checks)
+    return worst.model_copy(update={"passed": all(check.passed for check in checks), "compared": compared})
+
+
+def check_seen(
+    kind: LayerKind, spec: LayerSpec, seen: Mapping[nn.Module, tuple[Tensor, Tensor]], *, sound: bool
+) -> Check:
+    """Layers of a network, convolutions among them, against the exact reference on what they were given: of
+    :func:`sampled_images`. The worst of them stands for all; ``sound`` as for :meth:`Comparison.check`."""
+    checks = []
+    for layer, (given, got) in seen.items():
+        chosen = sampled_images(len(given))
+        x = given[chosen]
+        exact = (
+            kind.conv2d_reference(spec, layer, x)
+            if x.dim() == 4
+            else kind.reference(spec, layer, x, slice(0, got.shape[1]))
+        )
+        comparison = Comparison()
+        comparison.add(got[chosen], exact)
+        own: Any = layer
+        columns = getattr(own, "in_features", None) or own.weight[0].numel()
+        checks.append(comparison.check(kind.tolerance(spec, columns), sound=sound))
+    return combined(checks)
 
 
 def poison(x: Tensor, shape: tuple[int, ...]) -> None:

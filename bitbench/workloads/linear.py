@@ -165,7 +165,7 @@ class LinearSession(Session):
         copies, flush, why = cold_by(weight_bytes, cache, free, on_gpu=on_gpu) if cold else (1, False, None)
         modules = [made.module, *made.kind.copies(made.module, copies - 1)]
         x = self.input(made.dtype, self.params["tokens"])
-        first_calls(modules, x)
+        first_calls(modules, made.kind.given(spec, x))
         return LinearSubject(
             made,
             modules,
@@ -185,7 +185,7 @@ class LinearSession(Session):
         x = self.input(made.dtype, PEAK_TOKENS)
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias)
         metrics = byte_figures(made.module, plain, made.cost.format_bits)
-        metrics |= peak_figure(made.module, x, self.context.device)
+        metrics |= peak_figure(made.module, made.kind.given(spec, x), self.context.device)
         return Outcome(metrics, kernel=made.kind.kernel(made.module))
 
     def input(self, dtype: torch.dtype, tokens: int) -> torch.Tensor:
@@ -208,7 +208,7 @@ class LinearSession(Session):
         return Made(kind, spec, module, rows=self.out_features, columns=self.in_features)
 
 
-def first_calls(modules: list[nn.Module], x: torch.Tensor) -> None:
+def first_calls(modules: list[nn.Module], x: Any) -> None:
     """Call every copy once. Layers prepare themselves in their first call, which takes milliseconds where
     memory is moved into huge pages: without this, timed calls would be the first ones of later copies."""
     import torch
@@ -236,6 +236,7 @@ class LinearSubject(Subject):
         self._modules = modules
         self._rotation = itertools.cycle(modules)
         self._x = x
+        self._given = made.kind.given(made.spec, x)
         self._from_memory = from_memory
         self._why_not_cold = why_not_cold
         self.flush = flush
@@ -245,9 +246,8 @@ class LinearSubject(Subject):
         self._rows = sampled_rows(made.rows, seed)
         self._tokens = sampled_tokens(x)
 
-    def call(self) -> torch.Tensor:
-        output: torch.Tensor = next(self._rotation)(self._x)
-        return output
+    def call(self) -> Any:
+        return next(self._rotation)(self._given)
 
     def check(self) -> Check:
         """Compare sampled outputs with the reference; the rest must be finite.
@@ -262,7 +262,7 @@ class LinearSubject(Subject):
         served = {made.kind.kernel(called) for called in self._modules}
         shape = (self._x.shape[0], made.rows)
         poison(self._x, shape)
-        output = module(self._x)
+        output = made.kind.shown(made.spec, module(self._given))
         self.kernel = ", ".join(sorted({*served, made.kind.kernel(module)} - {""}))
         if tuple(output.shape) != shape:
             raise RuntimeError(f"the output has shape {tuple(output.shape)}, not {shape}")

@@ -6,12 +6,12 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from bitbench.store.schema import Check
-from bitbench.workloads.language_model import HEAD, Converted
-from bitbench.workloads.layer_check import Comparison
+from bitbench.workloads.conversions import Converted
+from bitbench.workloads.language_model import HEAD
+from bitbench.workloads.layer_check import Comparison, combined, watched
 from bitbench.workloads.linear import sampled_rows, sampled_tokens
 
 if TYPE_CHECKING:
@@ -30,19 +30,9 @@ def check_layers(converted: Converted, step: Callable[[], Any], seed: int) -> Ch
     layers = {
         name: layer for name, layer in converted.layers.items() if name == HEAD or name.startswith(chosen)
     }
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.callback(layer.register_forward_hook(_keep(seen, name)).remove)
+    with watched(layers.values()) as seen:
         step()
-    checks = [_compare(converted, layer, *seen[name], seed) for name, layer in layers.items()]
-    worst = max(checks, key=lambda check: check.max_error / check.tolerance)
-    return worst.model_copy(
-        update={
-            "passed": all(check.passed for check in checks),
-            "compared": sum(check.compared for check in checks),
-        }
-    )
+    return combined([_compare(converted, layer, *seen[layer], seed) for layer in layers.values()])
 
 
 def _compare(converted: Converted, layer: nn.Module, x: Tensor, y: Tensor, seed: int) -> Check:
@@ -53,10 +43,3 @@ def _compare(converted: Converted, layer: nn.Module, x: Tensor, y: Tensor, seed:
     for rows in sampled_rows(y.shape[-1], seed):
         comparison.add(y[tokens][:, rows], kind.reference(spec, layer, x[tokens], rows))
     return comparison.check(kind.tolerance(spec, x.shape[-1]), sound=bool(y.isfinite().all()))
-
-
-def _keep(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[name] = (inputs[0].detach().clone(), output.detach().clone())
-
-    return hook

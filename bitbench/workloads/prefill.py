@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bitbench.layers.base import LayerSpec
 from bitbench.store.schema import Check
 from bitbench.workloads.base import Subject
-from bitbench.workloads.language_model import Converted
+from bitbench.workloads.conversions import Converted
 from bitbench.workloads.model_check import check_layers
 from bitbench.workloads.pace import numbers_seconds
 

@@ -12,8 +12,10 @@ REGISTRY: Registry[WorkloadKind] = Registry(
     {
         "linear": "bitbench.workloads.linear:LinearWorkload",
         "conv2d": "bitbench.workloads.conv2d:Conv2dWorkload",
+        "block": "bitbench.workloads.block:BlockWorkload",
         "decode": "bitbench.workloads.decode:DecodeWorkload",
         "perplexity": "bitbench.workloads.perplexity:PerplexityWorkload",
+        "image_accuracy": "bitbench.workloads.image_accuracy:ImageAccuracyWorkload",
         "pretrain": "bitbench.workloads.pretrain:PretrainWorkload",
         "classify": "bitbench.workloads.classify:ClassifyWorkload",
         "train_step": "bitbench.workloads.train_step:TrainStepWorkload",

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bitbench.layers.base import LayerKind, LayerSpec
+from bitbench.suite.convolutions import ConvShape
 from bitbench.workloads.base import Context, Outcome, Session, Unsupported
-from bitbench.workloads.language_model import supported
+from bitbench.workloads.conversions import supported
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,6 +86,38 @@ def trainable_factory(kind: LayerKind, spec: LayerSpec) -> Callable[[int, int], 
     return linear
 
 
+def trainable_conv_factory(
+    kind: LayerKind, spec: LayerSpec
+) -> Callable[[int, int, int, int, int], nn.Module]:
+    """``factory(in_channels, out_channels, kernel, stride, padding)``: the same of the kind's convolutions,
+    with a padding of ``kernel // 2``."""
+    if kind.input_dtype(spec) != "float32":
+        raise Unsupported(
+            f"a network of convolutions is float32 throughout, {spec.kind} layers of another dtype are not "
+            "trained in it: leave `dtype` out"
+        )
+
+    def conv(in_channels: int, out_channels: int, kernel: int, stride: int, padding: int) -> nn.Module:
+        # The size of an image changes nothing of the layer.
+        shape = ConvShape(shape=[out_channels, in_channels], kernel=kernel, stride=stride, size=kernel)
+        assert shape.padding == padding
+        return _with_something_to_train(spec, kind.trainable_conv2d(spec, shape, bias=False))
+
+    return conv
+
+
+def packed(model: nn.Module) -> nn.Module:
+    """``model``, trained, with the low-bit weights that its layers train packed, in place: the numbers are
+    those that training used."""
+    import impl
+    from impl.layers.rules import MultiTernaryWeight
+
+    for layer in model.modules():
+        if isinstance(layer, MultiTernaryWeight):
+            layer.refit = False  # it would fit codes and scales to the latent weight anew
+    return impl.pack(model)
+
+
 def trainable(
     kind: LayerKind, spec: LayerSpec, in_features: int, out_features: int, *, bias: bool = False
 ) -> nn.Module:
@@ -93,7 +126,10 @@ def trainable(
     Raises:
         Unsupported: it has nothing to train.
     """
-    made = kind.trainable(spec, in_features, out_features, bias=bias)
+    return _with_something_to_train(spec, kind.trainable(spec, in_features, out_features, bias=bias))
+
+
+def _with_something_to_train(spec: LayerSpec, made: nn.Module) -> nn.Module:
     if not any(parameter.requires_grad for parameter in made.parameters()):
         raise Unsupported(f"a {spec.kind} layer has nothing to train")
     return made

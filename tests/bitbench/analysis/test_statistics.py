@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from bitbench.analysis.statistics import (
     Estimate,
     Series,
+    change,
     launch_latency,
     linear_mean,
     log_mean,
+    share,
     student_quantile,
 )
 
@@ -173,3 +175,79 @@ def test_an_interval_over_blocks_would_not() -> None:
 def test_log_mean_is_the_geometric_mean() -> None:
     values = [1.0, 10.0, 100.0]
     assert log_mean(values).value == pytest.approx(statistics.geometric_mean(values))
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "low", "high"),
+    [  # Wilson's interval as printed for the binomial in textbooks: Newcombe (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_a_share_has_the_interval_of_the_literature(right: int, images: int, low: float, high: float) -> None:
+    found = Series(dict(enumerate([1.0] * right + [0.0] * (images - right))), "share").estimate()
+    assert found.value == right / images
+    assert (found.low, found.high) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
+    mirrored = share([0.0] * right + [1.0] * (images - right))
+    assert mirrored.low == pytest.approx(1 - high, abs=6e-5)
+    assert (found.n, found.confidence, found.exact) == (images, 0.95, False)
+
+
+def test_a_share_of_too_few_has_no_interval() -> None:
+    assert share([1.0, 0.0]) == Estimate(0.5, n=2)
+    assert change([1.0, 0.0]) == Estimate(0.5, n=2)
+
+
+def test_a_share_covers_the_truth_as_often_as_it_says() -> None:
+    """By the exact probabilities of a binomial count: 95 % on average over true shares."""
+    n = 60
+    intervals = [share([1.0] * k + [0.0] * (n - k)) for k in range(n + 1)]
+    truths = [i / 200 for i in range(2, 199)]
+    covered = [
+        sum(
+            math.comb(n, k) * p**k * (1 - p) ** (n - k)
+            for k, found in enumerate(intervals)
+            if found.low <= p <= found.high
+        )
+        for p in truths
+    ]
+    assert statistics.fmean(covered) == pytest.approx(0.95, abs=0.006)
+    assert min(covered) > 0.84
+
+
+def test_a_change_by_hand() -> None:
+    """12 images gained, 4 lost, 84 as before: half an image is added to each of the four outcomes."""
+    found = change([1.0] * 12 + [-1.0] * 4 + [0.0] * 84)
+    assert found.value == pytest.approx(0.08)
+    middle, variance = 8 / 102, (12.5 + 4.5 - 8**2 / 102) / 102**2
+    assert found.low == pytest.approx(middle - 1.959964 * math.sqrt(variance), abs=1e-6)
+    assert found.high == pytest.approx(middle + 1.959964 * math.sqrt(variance), abs=1e-6)
+    same = change([0.0] * 100)
+    assert same.value == 0
+    assert -0.03 < same.low < 0 < same.high < 0.03
+
+
+def test_a_change_covers_the_truth_as_often_as_it_says() -> None:
+    """Of 300 images 4 % are lost and 2 % gained by chance: few enough for a naive interval to fail."""
+    rng = random.Random(1)
+    outcomes, weights = (-1.0, 1.0, 0.0), (0.04, 0.02, 0.94)
+    found = [change(rng.choices(outcomes, weights, k=300)) for _ in range(1500)]
+    share_covered = sum(f.low <= -0.02 <= f.high for f in found) / len(found)
+    assert 0.935 < share_covered < 0.975
+
+
+def test_shares_are_subtracted_image_by_image_and_have_no_ratio() -> None:
+    """Two networks that are right about the same images differ by nothing, however uncertain each is."""
+    one = Series({0: 1.0, 1: 0.0, 2: 1.0, 3: 0.0}, "share")
+    other = Series({1: 1.0, 2: 1.0, 3: 0.0, 4: 1.0}, "share")
+    difference = one.minus(other)
+    assert difference == Series({1: -1.0, 2: 0.0, 3: 0.0}, "change")
+    assert one.ratio_to(other) is None
+    assert difference.ratio_to(difference) is None
+    assert one.minus(Series({9: 1.0}, "share")) is None
+    right = Series({i: float(i % 3 > 0) for i in range(300)}, "share")
+    assert right.estimate().high - right.estimate().low > 0.1
+    change = right.minus(right).estimate()
+    assert change.high - change.low < 0.02

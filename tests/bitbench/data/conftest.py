@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import zipfile
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import pytest
 from bitbench.data import fetch
 from bitbench.data.catalog import Artefact, Entry, KeptFile
 
+PLAIN = b"as it was before it was compressed" * 50
 CONTENT = {
     "toy/model.bin": b"\x01\x02\x03" * 1000,
     "toy/texts/a.txt": b"first",
     "toy/texts/b.txt": b"second text",
     "toy/unwanted.bin": b"x" * 5000,
+    "toy/packed.gz": gzip.compress(PLAIN, mtime=0),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import shutil
 import threading
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from bitbench.cache import cache_root
+from bitbench.data.catalog import KeptFile
 from bitbench.data.fetch import FetchProgress, ensure, entry_folder, present, remove, verify
 from bitbench.errors import Exit, ToolError, UserError
 
@@ -71,6 +74,35 @@ def test_a_wrong_hash_of_a_file_inside_is_noticed(registry: Any, monkeypatch: py
     wrong = registry.item.model_copy(update={"files": (file,)})
     monkeypatch.setattr("bitbench.data.fetch.entry", lambda _: wrong)
     with pytest.raises(ToolError, match=r"model.bin has sha256 .* expected ffff"):
+        ensure("toy")
+
+
+def with_file(registry: Any, monkeypatch: pytest.MonkeyPatch, path: str, kept: bytes) -> None:
+    """Have the toy keep one file, whose bytes are ``kept``."""
+    file = KeptFile(path=path, keep_as="plain", size=len(kept), sha256=hashlib.sha256(kept).hexdigest())
+    item = registry.item.model_copy(update={"files": (file,)})
+    monkeypatch.setattr("bitbench.data.fetch.entry", lambda _: item)
+
+
+def test_a_compressed_file_is_kept_and_checked_as_it_was(
+    registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = gzip.decompress(registry.content["toy/packed.gz"])
+    with_file(registry, monkeypatch, "toy/packed.gz", plain)
+    seen: list[FetchProgress] = []
+    assert (ensure("toy", seen.append) / "plain").read_bytes() == plain
+    assert verify("toy") == []
+    assert (seen[-1].done, seen[-1].total) == (len(plain), len(plain))
+
+
+def test_a_file_that_is_not_compressed_as_its_name_says_is_damaged(
+    registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_file(registry, monkeypatch, "toy/packed.gz", b"wanted")
+    with pytest.raises(ToolError, match="plain has 1700 bytes, expected 6"):
+        ensure("toy")
+    monkeypatch.setattr("gzip.GzipFile.read", lambda *_: (_ for _ in ()).throw(gzip.BadGzipFile("no gzip")))
+    with pytest.raises(ToolError, match="is not a readable archive: no gzip"):
         ensure("toy")
 
 

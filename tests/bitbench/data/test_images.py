@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from bitbench.data import images
-from bitbench.data.images import FILES, check_images, load_images, read_folder, read_idx, synthetic_images
+from bitbench.data.images import (
+    FILES,
+    check_images,
+    load_images,
+    load_test_images,
+    read_folder,
+    read_idx,
+    synthetic_images,
+)
 from bitbench.errors import UserError
 
 
@@ -33,6 +41,10 @@ def test_a_folder_is_read_to_the_byte(folder: Path) -> None:
     assert found.train.images.tobytes() == (folder / FILES[0]).read_bytes()[16:]
     assert found.test.labels.tolist() == [0, 1, 2]
     assert found.classes == 4
+    alone = load_test_images(str(folder))
+    assert alone.images.tobytes() == found.test.images.tobytes()
+    assert alone.labels.tolist() == [0, 1, 2]
+    assert load_test_images("synthetic").images.tobytes() == load_images("synthetic").test.images.tobytes()
 
 
 def test_catalog_names_are_read_from_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +89,9 @@ def test_names_are_checked_without_reading(folder: Path, tmp_path: Path) -> None
     (folder / FILES[3]).unlink()
     with pytest.raises(ValueError, match=FILES[3]):
         check_images(str(tmp_path))
-    with pytest.raises(UserError, match="unknown images"):
-        load_images("cifar")
+    for load in (load_images, load_test_images):
+        with pytest.raises(UserError, match="did you mean 'cifar10'"):
+            load("cifar")
 
 
 def test_synthetic_images_are_the_same_for_the_same_seed_and_can_be_told_apart() -> None:

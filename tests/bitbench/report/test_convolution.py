@@ -1,4 +1,4 @@
-"""Threads, instruction sets and convolutions in reports."""
+"""Threads, instruction sets, convolutions and residual blocks in reports."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from bitbench.analysis.aggregate import Point, headline_points, linear_points, totals
-from bitbench.analysis.limits import binding_limit, peaks
+from bitbench.analysis.limits import _products, binding_limit, peaks
 from bitbench.analysis.summary import CaseSummary, Summary, summarise
 from bitbench.report.context import context_of
-from bitbench.report.convolution import convolution
+from bitbench.report.convolution import blocks, convolution
 from bitbench.report.html import render as html
 from bitbench.report.markdown import render as markdown
 from bitbench.report.memory import memory
@@ -48,6 +48,7 @@ WORKLOADS: list[dict[str, Any]] = [
             {"neighbours": 2, "batch": [1], "memory_format": ["channels_last"]},
         ],
     },
+    {"kind": "block", "shapes": "resnet-18", "batch": [1, 8], "memory": False},
 ]
 ISAS = {"avx512": {"int8": 4e11, "bit": 3e12}, "avx2": {"int8": 2e11}}
 LIMITS = {"read_bytes_per_s": 5e10, "fp32_per_s": 1e11, "int8_per_s": 4e11, "isas": ISAS, "threads": 2}
@@ -167,10 +168,37 @@ def test_convolutions_have_a_table_for_each_setting(summary: Summary) -> None:
     assert any("50 % of compute limit" in note for note in table.rows[1][1].notes)
 
 
+def test_blocks_have_tables_of_their_own(summary: Summary) -> None:
+    section = blocks(summary)
+    assert section is not None
+    assert (section.id, section.title) == ("blocks", "Speed of residual blocks")
+    assert [(table.id, table.title) for table in section.tables] == [
+        ("block-1-contiguous", "1 image, contiguous"),
+        ("block-8-contiguous", "8 images, contiguous"),
+    ]
+    table = section.tables[0]
+    assert headings(table)[:3] == ["Layer", "64x64 on 56", "128x64 on 56, stride 2"]
+    assert len(table.columns) == 8
+    cell = table.rows[1][1]
+    assert cell.text == "100.0 µs"
+    assert any(" faster" in note for note in cell.notes)
+    assert "batch norms are folded" in section.prose[0]
+
+
+def test_the_limit_of_a_block_is_that_of_its_convolutions_together(summary: Summary) -> None:
+    case = only(summary, "block", "ternary", batch=8, stride=2, size=56)
+    assert binding_limit(summary, case) == "compute"
+    found = _products("block", case.case.params)
+    assert found == [(128, 576, 28 * 28 * 8), (128, 1152, 28 * 28 * 8), (128, 64, 28 * 28 * 8)]
+    assert _products("decode", {}) == []
+
+
 def test_reports_hold_them(summary: Summary) -> None:
     context = context_of(summary)
     for text in (markdown(context), html(context)):
         assert "Speed of convolutions" in text
+        assert "Speed of residual blocks" in text
+        assert "128x64 on 56, stride 2" in text
         assert "M=1 hot, 1 thread" in text
 
 
@@ -201,5 +229,28 @@ def test_bytes_of_convolutions_are_in_the_ledger(run_maker: ModuleType, tmp_path
     assert [row for row in both.tables[0].rows if row not in shown] == linear.tables[0].rows
 
 
+def test_bytes_of_blocks_are_in_the_ledger(run_maker: ModuleType, tmp_path: Path) -> None:
+    stored = load_run(run_maker.write_run(tmp_path))
+    wanted = {"shape": [2048, 2048], "measure": "memory"}
+    old = [case for case in stored.cases if case.params == wanted]
+    for stride in (1, 2):
+        for case in old:
+            params = {**wanted, "stride": stride}
+            update = {"id": f"{stride}-{case.id}", "workload": "block", "params": params}
+            stored.cases.append(case.model_copy(update=update))
+        ids = {case.id for case in old}
+        stored.records.extend(
+            record.model_copy(update={"case": f"{stride}-{record.case}"})
+            for record in list(stored.records)
+            if record.case in ids
+        )
+    section = memory(summarise(stored), ())
+    assert section is not None
+    shapes = list(dict.fromkeys(row[1].text for row in section.tables[0].rows))
+    # By size: the one with a shortcut of its own has more weights.
+    assert shapes[:2] == ["2048x2048 block, stride 2", "2048x2048 block"]
+
+
 def test_runs_without_convolutions_have_no_such_section(stored_run: Path) -> None:
     assert convolution(summarise(load_run(stored_run))) is None
+    assert blocks(summarise(load_run(stored_run))) is None

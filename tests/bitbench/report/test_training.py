@@ -46,13 +46,17 @@ def run(run_maker: ModuleType, tmp_path: Path) -> RunData:
             launches=1,
             params={**params, "measure": "memory"},
         )
-        cases += [trained, timed, weighed]
+        network = {"images": "mnist", "network": "resnet", "batch": 250}
+        speed = case(layer, "classify", phase="timed", replicate="launches", launches=3, params=network)
+        cases += [trained, timed, weighed, speed]
         for i in range(3):
             accuracy = 0.98 - 0.004 * factor + 0.0005 * i
             metrics = {"training.accuracy": accuracy, "training.loss": 0.1, "training.seconds": 5.0}
+            metrics |= {"training.packed_accuracy": accuracy - 0.0001, "memory.model_ratio": 3.5 * factor}
             records.append(Record(case=trained.id, launch=i, status=Status.OK, metrics=metrics))
             ns = round(1e6 * factor * (1 + 0.01 * i))
-            records.append(Record(case=timed.id, launch=i, status=Status.OK, calls=1, samples_ns=[ns]))
+            for one in (timed, speed):
+                records.append(Record(case=one.id, launch=i, status=Status.OK, calls=1, samples_ns=[ns]))
         if layer == "ternary":
             records.append(Record(case=weighed.id, launch=0, status=Status.OOM, reason="no room"))
         else:
@@ -79,6 +83,29 @@ def test_classifiers_are_listed_with_their_ratio_by_seed(summary: Summary) -> No
     assert ternary["Training"].text == "images mnist"
     assert ternary["Seeds"].text == "3"
     assert ternary["Time"].text == "5.00 s"
+
+
+def test_what_packing_left_of_the_score_stands_beside_it(summary: Summary) -> None:
+    table = next(t for t in training_tables(summary, "training") if t.id == "training-images")
+    titles = [column.title for column in table.columns]
+    assert len(table.rows) == 2, "timed points are none of it"
+    ternary = dict(zip(titles, table.rows[1], strict=True))
+    assert ternary["Packed"].text == "0.972"
+    assert ternary["Memory vs fp32"].text == "7x"
+    assert "head stay float" in table.note
+
+
+def test_packed_networks_are_listed_by_images_a_second(summary: Summary) -> None:
+    table = next(t for t in training_tables(summary, "training") if t.id == "training-images-speed")
+    titles = [column.title for column in table.columns]
+    linear, ternary = (dict(zip(titles, row, strict=True)) for row in table.rows)
+    assert linear["Network"].text == "images mnist, network resnet"
+    assert linear["Batch"].text == "250"
+    # 250 images in 1.01 ms, the mean over launches.
+    assert linear["Images/s"].sort == pytest.approx(250 / 1.01e-3, rel=1e-3)
+    assert linear["Speed-up"].text == "1x"
+    assert ternary["Speed-up"].text == "0.500x"
+    assert "slower" in ternary["Verdict"].text
 
 
 def test_steps_have_time_and_bytes_in_one_row_a_layer(summary: Summary) -> None:
@@ -129,6 +156,7 @@ def test_a_run_that_ended_early_names_the_cases_a_claim_waits_for(run: RunData) 
 
     assert waiting("training.accuracy") == ["classify-once-ternary"]
     assert waiting("training.loss") == ["classify-once-ternary"]
+    assert waiting("inference.images_per_second") == ["classify-timed-ternary"]
     assert waiting("training.bits_per_byte") == []
     assert waiting("memory.training_bytes") == ["train_step-once-ternary"]
 

@@ -33,7 +33,8 @@ def test_every_point_has_the_float_baselines_and_torchs_int8(plan: Plan) -> None
     timed = [point for point in plan.points if point.phase == "timed"]
     assert timed
     for point in timed:
-        assert {"linear", "linear-bf16", "torch-int8", "ternary", "ternary-2bit"} <= set(point.layers)
+        own = {"binary-signs"} if "binary-signs" in point.layers else {"linear", "ternary", "ternary-2bit"}
+        assert {"linear-bf16", "torch-int8", *own} <= set(point.layers)
 
 
 def test_low_bit_layers_are_compared_in_the_type_of_their_rival(plan: Plan) -> None:
@@ -41,7 +42,7 @@ def test_low_bit_layers_are_compared_in_the_type_of_their_rival(plan: Plan) -> N
     types = {
         layer.dtype  # type: ignore[attr-defined]
         for layer in plan.suite.layers.values()
-        if layer.kind in ("ternary", "k_ternary")
+        if layer.kind in ("ternary", "k_ternary", "binary")
     }
     assert types == {"bfloat16"}
 
@@ -50,7 +51,7 @@ def test_the_numbers_of_the_issue_are_claims(plan: Plan) -> None:
     bounds = {
         (claim.where["tokens"], str(claim.where["shape"]), claim.metric): claim.at_least or claim.at_most
         for claim in plan.suite.claims
-        if isinstance(claim.where.get("tokens"), int)
+        if isinstance(claim.where.get("tokens"), int) and claim.where["layer"] != "binary-signs"
     }
     assert bounds[1, "[8192, 8192]", "time.latency"] == 6.5e-6
     assert bounds[1, "[28672, 8192]", "time.latency"] == 17e-6
@@ -59,6 +60,10 @@ def test_the_numbers_of_the_issue_are_claims(plan: Plan) -> None:
     for tokens in (512, 2048, 8192):
         seconds = bounds[tokens, "[8192, 8192]", "time.latency"]
         assert 2 * tokens * 8192**2 / seconds == pytest.approx(1300e12, rel=2e-3)
+    for side, rate in ((4096, 4.5e15), (8192, 7.5e15), (16384, 9e15)):
+        [claim] = [claim for claim in plan.suite.claims if claim.id == f"binary-{side}-rate"]
+        assert claim.at_most is not None
+        assert 2 * side**3 / claim.at_most == pytest.approx(rate, rel=1e-3)
     assert not any(claim.gating for claim in plan.suite.claims)
     for claim in plan.suite.claims:
         assert any(selects(claim.where, case) for case in plan.cases)

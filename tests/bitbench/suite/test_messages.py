@@ -214,7 +214,7 @@ demo.yaml:9: workloads[0].require_backend: a layer of kind linear, ternary is ne
         "kind: liner\n    sh",
         """\
 demo.yaml:8: workloads[0].kind: unknown workload kind 'liner'
-    did you mean 'linear'? known: linear, conv2d, decode, perplexity, pretrain, classify, train_step, self_proof""",
+    did you mean 'linear'? known: linear, conv2d, block, decode, perplexity, image_accuracy, pretrain, classify, train_step, self_proof""",
     ),
     (
         "tokens: [1, 16]",
@@ -271,7 +271,7 @@ demo.yaml:11: workloads[0].layers[1]: this suite has no layer 'ternery'
         "metric: memory.wieght_ratio",
         """\
 demo.yaml:15: claims[0].metric: unknown metric 'memory.wieght_ratio'
-    did you mean 'memory.weight_ratio'? known: time.latency, time.mean, time.speedup, time.speedup_best_float, time.eager, roofline.share, decode.tokens_per_second, decode.prefill_tokens_per_second, decode.blocks_share, decode.head_share, decode.rest_share, decode.ceiling, cpu.utilisation, cpu.neighbours, gpu.utilisation, gpu.memory_utilisation, gpu.power_w, gpu.energy_j, gpu.calls_per_s, gpu.sm_mhz, memory.codes_bytes, memory.scales_bytes, memory.bias_bytes, memory.buffers_bytes, memory.slack_bytes, memory.weight_bytes, memory.layer_bytes, memory.file_bytes, memory.peak_bytes, memory.training_bytes, memory.training_peak_bytes, memory.bits_per_weight, memory.format_bits, memory.weight_ratio, memory.weight_ratio_bf16, memory.layer_ratio, memory.file_ratio, memory.model_bytes, memory.model_ratio, quality.perplexity and 7 more""",
+    did you mean 'memory.weight_ratio'? known: time.latency, time.mean, time.speedup, time.speedup_best_float, time.eager, roofline.share, decode.tokens_per_second, decode.prefill_tokens_per_second, inference.images_per_second, decode.blocks_share, decode.head_share, decode.rest_share, decode.ceiling, cpu.utilisation, cpu.neighbours, gpu.utilisation, gpu.memory_utilisation, gpu.power_w, gpu.energy_j, gpu.calls_per_s, gpu.sm_mhz, memory.codes_bytes, memory.scales_bytes, memory.bias_bytes, memory.buffers_bytes, memory.slack_bytes, memory.weight_bytes, memory.layer_bytes, memory.file_bytes, memory.peak_bytes, memory.training_bytes, memory.training_peak_bytes, memory.bits_per_weight, memory.format_bits, memory.weight_ratio, memory.weight_ratio_bf16, memory.layer_ratio, memory.file_ratio, memory.model_bytes, memory.model_ratio and 14 more""",
     ),
     (
         "    cache: [hot, cold]\n",

@@ -23,7 +23,7 @@ from bitbench.measure.clock import Budget
 from bitbench.measure.timers import GraphTimer
 from bitbench.measure.warmup import settle
 from bitbench.store.metrics import METRICS
-from bitbench.workloads import language_model
+from bitbench.workloads import conversions
 from bitbench.workloads.base import Context, PointPlan, Session, Unsupported, WorkloadKind
 from bitbench.workloads.decode import DecodeSpec, DecodeSubject, DecodeWorkload
 from bitbench.workloads.language_model import build_model
@@ -104,7 +104,7 @@ def sign(monkeypatch: pytest.MonkeyPatch) -> Sign:
     kind = Sign()
     monkeypatch.setitem(registry.REGISTRY._loaded, "sign", kind)
     # int8 codes are a quarter of float32, and scales come on top: let them count as compact.
-    monkeypatch.setattr(language_model, "COMPACT", 0.4)
+    monkeypatch.setattr(conversions, "COMPACT", 0.4)
     return kind
 
 
