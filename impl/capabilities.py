@@ -59,7 +59,7 @@ class Cutlass:
     """Of the headers it was built with, such as ``4.2.0``; None where it was not built."""
     why_not: str
     """Why those layers use other kernels (not built, or not used of itself before a GPU was seen to run it)
-    and what would help; "" where they use it."""
+    and what would help; "" where they use it, but on devices whose ``self_check`` names it."""
 
 
 @dataclass(frozen=True)

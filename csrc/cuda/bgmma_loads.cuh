@@ -182,7 +182,8 @@ __device__ void put_constants(const Job& job, const Stages<COLUMNS>& stages, int
         uint4* to = stages.field(turn.index, kTermsAndCounts) + pair;
         if (!pair_of_intervals(job, row, terms, to)) quick = false;
       }
-      const bool all_quick = ballot(!quick) == 0;  // and all lanes have stored
+      const bool all_quick = ballot(!quick) == 0;
+      __syncwarp();  // what all lanes have stored comes before the first one's arrival, which a ballot does not say
       if (lane == 0) {
         stages.quick[turn.index * kPutters + static_cast<uint32_t>(warp)] = all_quick;
         arrive(stages.known + turn.index);

@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, 1) binary_bytes_kernel(LinearTask ta
       [&](int64_t first_row, int32_t rows) { finish(task, plan, totals, scales, sums, first_row, rows); });
 }
 
-// ---- host ------------------------------------------------------------------------------------------------------------
+// ---- host ----------------------------------------------------------------------------------------------------------
 
 // A launch of so many tokens; the number of blocks, or 0 where shared memory does not hold them.
 int64_t plan_launch(const LinearTask& task, const Device& device, int32_t tokens, Plan* plan) {

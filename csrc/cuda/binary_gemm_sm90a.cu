@@ -55,25 +55,19 @@ __global__ void __launch_bounds__(kThreads, 1) bgmma_kernel(const __grid_constan
 constexpr int kArchitecture = 90;
 constexpr int64_t kMostRows = int64_t{1} << 30;
 
-int64_t tokens_of(const BitTask& task) { return task.samples * task.windows.positions; }
-int64_t token_tiles(const BitTask& task) { return ceil_div<int64_t>(tokens_of(task), kTileTokens); }
+int64_t token_tiles(const BitTask& task) { return ceil_div<int64_t>(positions_of(task), kTileTokens); }
 int64_t weight_tiles(const BitTask& task, int columns) {
   return ceil_div<int64_t>(task.weight.rows, columns);
 }
 
-bool is_matrix(const BitTask& task) {
-  const Windows& v = task.windows;
-  return v.taps == 1 && task.groups == 1 && !v.pads && v.pixels == v.positions;
-}
-
 const char* refuses(const BitTask& task, const Device& device) {
   if (device.architecture != kArchitecture) return "it needs a device of architecture 9.0";
-  if (!is_matrix(task)) return "it takes linear layers and convolutions of single pixels";
+  if (!is_matrix(task) || task.groups > 1) return "it takes linear layers and convolutions of single pixels";
   if (task.chunk_words != kChunkWords) return "it takes convolutions of more than 64 channels";
   if (task.weight.segments > 1 && task.segment_words % kLineWords != 0) {
     return "it takes scale groups of whole lines: multiples of 1024 columns, or of 256 of ternary weights";
   }
-  if (tokens_of(task) > kMostRows || task.weight.components * task.weight.rows > kMostRows) {
+  if (positions_of(task) > kMostRows || task.weight.components * task.weight.rows > kMostRows) {
     return "it counts up to 2^30 tokens and as many rows of all components";
   }
   return nullptr;
@@ -89,8 +83,8 @@ int columns_of(const BitTask& task, const Device& device) {
 // its ends is less than its products.
 bool prefers(const BitTask& task, const Device& device) {
   const int64_t tiles = weight_tiles(task, kUnitColumns) * token_tiles(task);
-  return 4 * tokens_of(task) >= 3 * kTileTokens && 4 * task.weight.rows >= 3 * kUnitColumns &&
-         task.tap_words >= kLineWords && 2 * tiles >= device.multiprocessors;
+  const bool fills = 4 * positions_of(task) >= 3 * kTileTokens && 4 * task.weight.rows >= 3 * kUnitColumns;
+  return planes_pay(task, device) && fills && task.tap_words >= kLineWords && 2 * tiles >= device.multiprocessors;
 }
 
 int needs(const BitTask&, const Device&) { return kNeedsRows | kNeedsCounts | kNeedsWords; }
@@ -112,7 +106,7 @@ int start(const Job& job, const Device& device, Stream stream) {
 
 template <int COLUMNS>
 int start(const BitTask& task, const Device& device, Stream stream, Interval* intervals) {
-  Job job = {{}, {}, task, intervals, tokens_of(task), weight_tiles(task, COLUMNS), token_tiles(task)};
+  Job job = {{}, {}, task, intervals, positions_of(task), weight_tiles(task, COLUMNS), token_tiles(task)};
   int status = describe_tensor({task.x, job.tokens, task.tap_words, task.pixel_words}, kTileTokens, &job.x);
   if (status != BITIMPL_OK) return status;
   const int64_t rows = task.weight.components * task.weight.rows;

@@ -143,7 +143,8 @@ class Reader {
       if (WHOLE) {
         load.row[r] = load_once(from + r * row_bytes_);
       } else {
-        load.row[r] = load_piece(from + r * row_bytes_, valid, w.codes, w.codes + w.components * w.rows * int64_t{row_bytes_});
+        const uint8_t* end = w.codes + w.components * w.rows * int64_t{row_bytes_};
+        load.row[r] = load_piece(from + r * row_bytes_, valid, w.codes, end);
       }
     }
     --left_;
@@ -238,8 +239,8 @@ __device__ __forceinline__ int64_t share_begin(const Plan& plan, int64_t block) 
   return least(granules * block / gridDim.x * plan.granule, plan.units);
 }
 
-// A block's work, round after round. take() brings the tokens into shared memory, once, as `products` want them; finish(row, rows) makes y of a
-// round's rows from `totals`.
+// A block's work, round after round. take() brings the tokens into shared memory, once, as `products` want them;
+// finish(row, rows) makes y of a round's rows from `totals`.
 template <class Products, int COLUMNS, bool WHOLE, int AHEAD, int THREADS, class Tokens, class Take, class Finish>
 __device__ __forceinline__ void work(const Weight& w, const Plan& plan, const void* bias, int32_t bias_dtype,
                                      const Tokens* tokens, int32_t* totals, Take take, Finish finish) {

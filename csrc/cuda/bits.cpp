@@ -88,7 +88,7 @@ BitTask describe_bits(const bitimpl_weight& weight, int64_t rows) {
   task.group_channels = w.cols;
   task.group_rows = w.rows;
   const int64_t multiple = 32 * kChunkWords;
-  const int32_t sections = task.form == Form::kPlanes ? kPlaneSections : 1;
+  const int32_t sections = sections_of(task.form);
   task.segment_words = sections * words_of(w.segment, multiple);
   const int64_t last = w.cols - (w.segments - 1) * w.segment;
   task.tap_words = (w.segments - 1) * task.segment_words + sections * words_of(last, multiple);

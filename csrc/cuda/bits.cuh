@@ -12,6 +12,17 @@ __host__ __device__ __forceinline__ int32_t units_of(const BitTask& task) {
   return task.weight.components * task.weight.segments;
 }
 
+// Of all samples' y.
+__host__ __device__ __forceinline__ int64_t positions_of(const BitTask& task) {
+  return task.samples * task.windows.positions;
+}
+
+// Whether the window of a position is the pixel of that number.
+inline bool is_matrix(const BitTask& task) {
+  const Windows& v = task.windows;
+  return v.taps == 1 && !v.pads && v.pixels == v.positions;
+}
+
 __host__ __device__ __forceinline__ BitUnit bit_unit_at(const BitTask& task, int32_t index) {
   const Weight& w = task.weight;
   BitUnit unit;
@@ -65,7 +76,8 @@ __device__ __forceinline__ int64_t pixel_under(const Windows& v, const Place& po
 #pragma unroll
   for (int d = 2; d >= 0; --d) {
     const int32_t slower = rest / v.kernel[d];
-    const int64_t at = int64_t{position.at[d]} * v.stride[d] - v.before[d] + int64_t{rest - slower * v.kernel[d]} * v.dilation[d];
+    const int64_t beyond = int64_t{rest - slower * v.kernel[d]} * v.dilation[d];
+    const int64_t at = int64_t{position.at[d]} * v.stride[d] - v.before[d] + beyond;
     inside = inside && at >= 0 && at < v.size[d];
     pixel += at * step;
     step *= v.size[d];
@@ -75,7 +87,8 @@ __device__ __forceinline__ int64_t pixel_under(const Windows& v, const Place& po
 }
 
 // Set bits of x in the windows' pixels of a unit, at a position of y; 0 for kPlanes, whose dot does without.
-__device__ __forceinline__ int32_t set_under(const BitTask& task, const Place& position, int64_t group, int32_t segment) {
+__device__ __forceinline__ int32_t set_under(const BitTask& task, const Place& position, int64_t group,
+                                             int32_t segment) {
   if (task.form == Form::kPlanes) return 0;
   int32_t set = 0;
   for (int32_t tap = 0; tap < task.windows.taps; ++tap) {
@@ -86,7 +99,8 @@ __device__ __forceinline__ int32_t set_under(const BitTask& task, const Place& p
 }
 
 // What the pixels outside the image, counted as -1, are to be changed by at a position and a row of the weight.
-__device__ __forceinline__ int32_t border_of(const BitTask& task, const Place& position, int32_t component, int64_t row) {
+__device__ __forceinline__ int32_t border_of(const BitTask& task, const Place& position, int32_t component,
+                                             int64_t row) {
   if (task.tap_sums == nullptr) return 0;
   int32_t sum = 0;
   for (int32_t tap = 0; tap < task.windows.taps; ++tap) {

@@ -28,6 +28,9 @@ constexpr int kPlaneSections = 4;
 
 enum class Form : int32_t { kSigns, kPlanes };
 
+// Words of a segment for each that a single plane of it has.
+inline int32_t sections_of(Form form) { return form == Form::kPlanes ? kPlaneSections : 1; }
+
 // The windows of a convolution; all ones for a matrix.
 struct Windows {
   int32_t size[3];    // of a sample of x

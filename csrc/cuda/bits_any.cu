@@ -24,11 +24,11 @@ __device__ int32_t set_of_both(const BitTask& task, const Place& position, const
   return set;
 }
 
-__global__ void __launch_bounds__(kThreads) bits_any_kernel(BitTask task) {
+__global__ void __launch_bounds__(kThreads, 4) bits_any_kernel(BitTask task) {
   const Weight& w = task.weight;
   const int64_t bytes = ceil_div<int64_t>(w.rows, kChannels);
   const int64_t own = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (own >= task.samples * task.windows.positions * bytes) return;
+  if (own >= positions_of(task) * bytes) return;
   const int64_t index = own / bytes;
   const int64_t first = (own - index * bytes) * kChannels;
   const Place position = position_at(task.windows, index);
@@ -64,7 +64,7 @@ int needs(const BitTask&, const Device&) { return kNeedsRows | kNeedsCounts | kN
 int64_t scratch(const BitTask&, const Device&) { return 0; }
 
 int run(const BitTask& task, const Device&, Stream stream, void*) {
-  const int64_t threads = task.samples * task.windows.positions * ceil_div<int64_t>(task.weight.rows, kChannels);
+  const int64_t threads = positions_of(task) * ceil_div<int64_t>(task.weight.rows, kChannels);
   const Grid grid = {{static_cast<uint32_t>(ceil_div<int64_t>(threads, kThreads))}, {kThreads}, 0, stream};
   return launch(bits_any_kernel, grid, task);
 }

@@ -79,16 +79,6 @@ enum class Blocks { kLarge, kMedium, kSmall, kFew };
 
 bool is_one_unit(const BitTask& task) { return units_of(task) == 1; }
 
-// Whether the window of a position is the pixel of that number.
-bool is_matrix(const BitTask& task) {
-  const Windows& v = task.windows;
-  bool same = v.taps == 1 && !v.pads;
-  for (int d = 0; d < 3; ++d) same = same && v.stride[d] == 1;
-  return same;
-}
-
-int64_t positions_of(const BitTask& task) { return task.samples * task.windows.positions; }
-
 template <class S>
 int64_t tiles_of(const BitTask& task) {
   return ceil_div<int64_t>(positions_of(task), S::kPositions) * ceil_div<int64_t>(task.group_rows, S::kRows) *
@@ -156,6 +146,7 @@ BmmaPlan plan_of(const BitTask& task) {
 
 template <class S, int CHUNK, bool WINDOWS, bool ONE_UNIT>
 int start(const BitTask& task, Stream stream) {
+  static_assert(sizeof(Tables<S>) <= 99 * 1024, "what a block can have on every architecture from 8.0 on");
   const Grid grid = {{static_cast<uint32_t>(tiles_of<S>(task))}, {S::kThreads}, sizeof(Tables<S>), stream};
   return launch(bmma_kernel<S, CHUNK, WINDOWS, ONE_UNIT>, grid, task, plan_of<S>(task));
 }

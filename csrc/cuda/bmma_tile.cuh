@@ -18,6 +18,7 @@ namespace cuda {
 
 constexpr int kSliceWords = 8;
 constexpr int kQuarterWords = 4;
+constexpr int64_t kNowhere = -16;  // bytes to what is not there: copies of zeros want aligned addresses, too
 constexpr int kMaskedTaps = 32;  // of windows at the border, as bits of a word
 
 // Warps side by side along positions and rows, and (WARPS_K > 1, as many as slices) one behind the other along the sum;
@@ -95,9 +96,9 @@ struct alignas(16) Tables {
   float scale[S::kRows];
   float bias[S::kRows];
   int32_t of_row[S::kRows];            // what a dot product begins with: all but set(x) and set(x & w)
-  int64_t from[S::kPositions];         // bytes from task.x on to the window's first pixel; -1: there is none
+  int64_t from[S::kPositions];         // bytes from task.x on to the window's first pixel; kNowhere: there is none
   int64_t place[S::kPositions];        // in y
-  int64_t row_from[S::kRows];          // bytes from the component's first row on; -1: there is none
+  int64_t row_from[S::kRows];          // bytes from the component's first row on; kNowhere: there is none
   int32_t of_position[S::kPositions];  // -2 set(x)
   float x_scale[S::kPositions];
   uint32_t outside[S::kPositions];     // taps outside the image, as bits; 1 for any, where there are more than 32
@@ -169,7 +170,7 @@ __device__ __forceinline__ void place_lines(const BitTask& task, const BmmaPlan&
     const int32_t position = block.first_position + position_of_line<S>(plan, line);
     if (position >= plan.positions) {
       tables.window[line] = {{INT32_MIN, 0, 0}, -1};
-      tables.from[line] = -1;
+      tables.from[line] = kNowhere;
       tables.place[line] = 0;
       tables.x_scale[line] = 0.0f;
       continue;
@@ -196,11 +197,12 @@ __device__ __forceinline__ void place_lines(const BitTask& task, const BmmaPlan&
   }
   for (int line = threadIdx.x; line < S::kRows; line += S::kThreads) {
     const int32_t row = block.first_row + row_of_line<S>(plan, line);
-    tables.row_from[line] = row < task.group_rows ? 4 * (block.group * task.group_rows + row) * task.row_words : -1;
+    const int64_t first = 4 * (block.group * task.group_rows + row) * task.row_words;
+    tables.row_from[line] = row < task.group_rows ? first : kNowhere;
   }
 }
 
-// Whether a distance in bytes is none of -1, said by one word of it.
+// Whether a distance in bytes is not kNowhere, of a row or of a position that is a pixel: said by one word of it.
 __device__ __forceinline__ bool is_there(int64_t bytes) { return static_cast<int32_t>(bytes >> 32) >= 0; }
 
 // Whether the pixel so far beyond the window's first lies in the image.

@@ -85,7 +85,8 @@ int fail_choice(int32_t format, int32_t activation, const char* why) {
     return fail(BITIMPL_UNSUPPORTED, "kernel %s was chosen, but %s: choose another, or none", selected, why);
   }
   return fail(BITIMPL_UNSUPPORTED,
-              "no CUDA kernel takes %s weights with %s activations here: use the torch reference (BITIMPL_BACKEND=torch)",
+              "no CUDA kernel takes %s weights with %s activations here: use the torch reference "
+              "(BITIMPL_BACKEND=torch)",
               name_of_format(format), name_of_activation(activation));
 }
 

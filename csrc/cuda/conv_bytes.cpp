@@ -112,6 +112,10 @@ LinearTask product_of(const ByteConv& task, const Chunk& chunk, const Gathered& 
 const char* refuses_to_gather(const ByteConv& task) {
   const int64_t block = kBlockGroups * gathering_weight(task).per_byte;
   if (task.groups > 1 && task.group_rows % block != 0) return "the rows of its groups are no whole row blocks";
+  // Groups are stored one after the other.
+  if (task.groups > 1 && task.result.dtype == BITIMPL_SIGNS && task.group_rows % 8 != 0) {
+    return "signs of y of several groups share a byte";
+  }
   return nullptr;
 }
 
@@ -230,7 +234,7 @@ bool choose_bytes(const ByteConv& task, const Device& device, ByteService* servi
       *service = {kernel, kGatheringNames[place]};
       return true;
     }
-    if (selected != nullptr && (kernel != nullptr || *why == nullptr)) *why = reason;
+    if (selected != nullptr && (kernel != nullptr || *why == nullptr || strcmp(*why, kNoPart) == 0)) *why = reason;
   }
   if (!directly && (selected != nullptr || !may_choose(kDirectly.name, false, device))) return false;
   *service = kDirectly;

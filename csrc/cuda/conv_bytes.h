@@ -75,8 +75,8 @@ struct ByteService {
 
 // The task but for the memory of the workspace.
 ByteConv describe_bytes(const BitTask& conv, int32_t activation);
-// Whether there is a service. `why`: what the kernel chosen by name refuses it for, unless products of bits, where it
-// is one of theirs, have said so before.
+// Whether there is a service. `why`: what the kernel chosen by name refuses it for, unless products of bits have said
+// so before because it is one of theirs.
 bool choose_bytes(const ByteConv& task, const Device& device, ByteService* service, const char** why);
 int64_t byte_workspace(const ByteConv& task, const ByteService& service, const Device& device);
 

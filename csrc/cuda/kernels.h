@@ -1,4 +1,5 @@
-// The kernels of the linear operators, one a file, and what the host side knows of each.
+// The kernels of products of bytes and of floats, one a file, and what the host side knows of each. They serve linear
+// layers, and convolutions whose windows have been gathered (conv_bytes.h).
 #ifndef BITIMPL_CUDA_KERNELS_H
 #define BITIMPL_CUDA_KERNELS_H
 

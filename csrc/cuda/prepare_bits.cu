@@ -76,7 +76,7 @@ Layout layout_of(const BitTask& task) {
 // Segments of a row, or (units a sample or a row of the weight) parts of one segment.
 Units units_of_line(const BitTask& task, int64_t units) {
   const Weight& w = task.weight;
-  const int32_t sections = task.form == Form::kPlanes ? kPlaneSections : 1;
+  const int32_t sections = sections_of(task.form);
   const int32_t words = task.segment_words / sections;
   if (w.segments == 1) return make_units(units, task.group_channels, task.group_channels, words, words);
   const int64_t last = w.cols - (w.segments - 1) * w.segment;

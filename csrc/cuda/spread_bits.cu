@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(const uint8_t* bits, W
   const int32_t columns = least(step.columns - half * kColumns, kColumns);
   if (columns <= 0) return;
   const int64_t row_bytes = ceil_div<int64_t>(to.cols, 8);
-  const uint8_t* from = bits + (component * to.rows + group * kRows) * row_bytes + step.first / 8 + half * (kColumns / 8);
+  const int64_t first_row = component * to.rows + group * kRows;
+  const uint8_t* from = bits + first_row * row_bytes + step.first / 8 + half * (kColumns / 8);
   uint32_t of_row[kRows][1] = {};
 #pragma unroll
   for (int j = 0; j < kRows; ++j) {
@@ -47,7 +48,8 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(const uint8_t* bits, W
   const bool whole = columns == kColumns && reinterpret_cast<uintptr_t>(out) % sizeof(uint4) == 0;
 #pragma unroll
   for (int i = 0; i < kColumns; i += 16) {
-    const uint4 codes = {codes_of(of_row, i), codes_of(of_row, i + 4), codes_of(of_row, i + 8), codes_of(of_row, i + 12)};
+    const uint4 codes = {codes_of(of_row, i), codes_of(of_row, i + 4), codes_of(of_row, i + 8),
+                         codes_of(of_row, i + 12)};
     if (whole) {
       store_words(out + i, codes);
     } else {

@@ -38,8 +38,8 @@ inline char* aligned_workspace(void* workspace, int64_t bytes, int64_t used, con
       (kWorkspaceAlignment - start % kWorkspaceAlignment) % kWorkspaceAlignment);
   if (used == 0) return nullptr;
   if (workspace == nullptr || bytes < used + skipped) {
-    fail(BITIMPL_INVALID_ARGUMENT, "workspace holds %lld bytes at %p, the call needs %lld: size it with %s", show(bytes),
-         workspace, show(workspace_for(used)), query);
+    fail(BITIMPL_INVALID_ARGUMENT, "workspace holds %lld bytes at %p, the call needs %lld: size it with %s",
+         show(bytes), workspace, show(workspace_for(used)), query);
     return nullptr;
   }
   return static_cast<char*>(workspace) + skipped;

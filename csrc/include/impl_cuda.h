@@ -68,7 +68,11 @@ int bitimpl_cuda_trust(const char* kernel);
 /* What served this thread's last operator call, such as "ternary_linear/base3/int8/gemv/sm_90". */
 const char* bitimpl_cuda_last_kernel(void);
 
-/* ---- operators ---------------------------------------------------------------------------- */
+/* ---- operators ----------------------------------------------------------------------------
+ *
+ * What the functions that size a workspace say holds for calls with a weight whose codes lie at the same address (its
+ * alignment may decide on how much it takes), and while what chooses kernels stays as it is: the thread's choice and
+ * preference, bitimpl_cuda_avoid, bitimpl_cuda_trust. */
 
 /* Bytes of workspace, any alignment, or -1. */
 int64_t bitimpl_cuda_linear_workspace(const bitimpl_weight* weight, int64_t rows, int32_t activation,
@@ -97,7 +101,7 @@ typedef struct bitimpl_cuda_conv_call {
   int64_t workspace_bytes;
 } bitimpl_cuda_conv_call;
 
-/* Bytes of workspace, any alignment, or -1; pointers to data, signs and workspace are not looked at. Convolutions
+/* Bytes of workspace, any alignment, or -1; data of x and y, signs and workspace may be null. Convolutions
  * whose windows are gathered for the linear kernels ("gather+gemm" and its like in bitimpl_cuda_last_kernel) do that
  * in chunks, as large as the workspace a call is given holds: they work with less than this, and fail only where
  * it does not hold 16 positions of y. By the names of the linear kernels ("wgmma", "gemm", "small_batch", "gemv")

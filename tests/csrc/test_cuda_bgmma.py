@@ -285,5 +285,6 @@ def test_not_chosen_before_it_is_trusted(cuda: CudaLibrary, tmp_path: Path) -> N
     assert kernel_of(Case(BINARY, 1, 130, 1024, 0, SIGN, 95)) != "bgmma"
     assert kernel_of(Case(BINARY, 1, 95, 1024, 0, SIGN, 100)) != "bgmma"
     assert kernel_of(Case(BINARY, 1, 130, 1024, 8, SIGN, 100)) != "bgmma"  # which it refuses
+    assert kernel_of(Case(TWO_BIT, 1, 130, 1024, 0, TERNARY, 100)) != "bgmma"  # planes do not pay
     copy.emulate(90, 132)
     assert kernel_of(case) != "bgmma"  # two tiles of 132

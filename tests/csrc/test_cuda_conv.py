@@ -117,6 +117,22 @@ def test_gathered_for_small_batch(choice: CudaLibrary, library: Library, case: C
     compare(choice, library, case, "gather+small_batch")
 
 
+#: Rows of a group are whole row blocks (of 20), but their signs are no whole bytes.
+UNEVEN_BYTES = ConvCase(BASE3, 1, 200, 128, 2, INT8, 2, (1, 3, 2), (1, 1, 1), y_layout=CHANNELS_LAST)
+
+
+def test_signs_of_groups_that_share_a_byte(choice: CudaLibrary, library: Library) -> None:
+    expected = ConvProblem(UNEVEN_BYTES, False, True).run_cpu(library)
+    ConvProblem(UNEVEN_BYTES, False, True).run_cuda(choice).same(expected, UNEVEN_BYTES.line)
+    assert choice.last_kernel().split("/")[3] == "any"
+    ConvProblem(UNEVEN_BYTES, False, False).run_cuda(choice)
+    assert choice.last_kernel().split("/")[3].startswith("gather+")
+    choice.select_kernel("gemm")
+    problem = ConvProblem(UNEVEN_BYTES, False, True)
+    with pytest.raises(AssertionError, match="share a byte"):
+        problem.run_cuda(choice)
+
+
 @pytest.mark.parametrize("case", GATHERED_CASES[::2], ids=name_of)
 def test_gathered_for_gemm(choice: CudaLibrary, library: Library, case: ConvCase) -> None:
     choice.emulate(80, 2)
@@ -220,6 +236,14 @@ def test_a_refused_choice_never_falls_back(choice: CudaLibrary, library: Library
         problem.run_cuda(choice, 1 << 20)
     choice.select_kernel(None)
     problem.run_cuda(choice).same(problem.run_cpu(library), "afterwards")
+
+
+def test_the_reason_is_that_of_the_kernel_that_was_chosen(choice: CudaLibrary) -> None:
+    """Products of bits, which are asked first, have no kernel of that name."""
+    problem = ConvProblem(ConvCase(BINARY, 1, 1, 131080, 1, SIGN, 1, (1, 1, 1), (1, 1, 1)))
+    choice.select_kernel("gemm")
+    assert problem.cuda_workspace(choice) == -1
+    assert "it adds at most 131072 columns of two_bit weights for one scale" in choice.error()
 
 
 def test_an_avoided_kernel_is_not_chosen(cuda: CudaLibrary, library: Library, tmp_path: Path) -> None:

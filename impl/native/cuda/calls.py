@@ -49,9 +49,7 @@ class PreparedCudaLinear(DescribedLinear):
         """
         weight, library = self.weight, self._library
         if library.index_of(x) != self._index:
-            raise ValueError(
-                f"the input is on {x.device}, the packed weight on {weight.codes.device}: move one with .to()"
-            )
+            raise apart(x, weight)
         cols = weight.cols
         rows = x.numel() // cols
         if self.activation_bits is None and rows > self._float_rows and not library.selection.name:
@@ -98,8 +96,7 @@ class PreparedCudaLinear(DescribedLinear):
     def _by_tiles(self, x: Tensor) -> Tensor:
         """Float activations, many rows: decode a tile of the weight, multiply, reuse the tile."""
         weight = self.weight
-        # float16 could lose small scales; bfloat16 has the range of float32.
-        dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+        dtype = decoded_dtype(x)
         flat = x.reshape(-1, weight.cols).to(dtype)
         y = flat.new_empty((flat.shape[0], weight.rows))
         tiles = list(row_tiles(weight))
@@ -135,6 +132,19 @@ def dequantize_on_cuda(
     )  # fmt: skip
     if status != 0:
         raise library.failed("dequantize")
+
+
+def apart(x: Tensor, weight: PackedWeight) -> ValueError:
+    """The error of an input that is not on the weight's device."""
+    return ValueError(
+        f"the input is on {x.device}, the packed weight on {weight.codes.device}: move one with .to()"
+    )
+
+
+def decoded_dtype(x: Tensor) -> torch.dtype:
+    """What a weight is decoded to where torch multiplies it by floats ``x``."""
+    # float16 could lose small scales; bfloat16 has the range of float32.
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
 
 
 def architecture_name(library: cuda_library.CudaLibrary, index: int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from impl.geometry import ConvGeometry
 from impl.native.convolution import DescribedConv, Sizes
 from impl.native.cuda import library as cuda_library
-from impl.native.cuda.calls import architecture_name, dequantize_on_cuda
+from impl.native.cuda.calls import apart, architecture_name, decoded_dtype, dequantize_on_cuda
 from impl.native.cuda.library import ConvCall
 from impl.native.library import Image
 from impl.packing import PackedWeight
@@ -60,10 +60,7 @@ class PreparedCudaConv(DescribedConv):
     def run(self, x: Tensor, y: Tensor, sizes: Sizes) -> str:
         library = self._library
         if library.index_of(x) != self._index:
-            raise ValueError(
-                f"the input is on {x.device}, the packed weight on {self.weight.codes.device}: move one with "
-                ".to()"
-            )
+            raise apart(x, self.weight)
         # Back to torch's allocator on return: what is next in this stream may have it.
         workspace = x.new_empty(sizes.workspace_bytes, dtype=torch.uint8)
         call = ctypes.create_string_buffer(sizes.tail, len(sizes.tail))
@@ -82,8 +79,7 @@ class PreparedCudaConv(DescribedConv):
         dequantize_on_cuda(self._library, self._index, self, out, begin, end)
 
     def float_dtype(self, x: Tensor) -> torch.dtype:
-        # float16 could lose small scales; bfloat16 has the range of float32.
-        return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+        return decoded_dtype(x)
 
     def architecture(self) -> str:
         return architecture_name(self._library, self._index)

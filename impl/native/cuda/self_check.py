@@ -308,11 +308,15 @@ def _guarded(complain: Callable[[], str], name: str, library: CudaLibrary, index
 
 @contextlib.contextmanager
 def _selecting(library: CudaLibrary) -> Iterator[None]:
-    before = library.selection.name
+    """The thread's choice and preference, back afterwards; without a preference until then: what a check
+    finds must not depend on whose first call it comes with."""
+    name, preferred = library.selection.name, library.selection.preferred
+    library.prefer("")
     try:
         yield
     finally:
-        library.select(before)
+        library.select(name)
+        library.prefer(preferred)
 
 
 @contextlib.contextmanager

@@ -32,9 +32,9 @@ class PreparedCudaSigns(DescribedSigns):
         super().__init__(weight, bias, geometry, thresholds, activation_bits)
         self._index = self._library.index_of(weight.codes)
 
-    def _workspace(self, size: int) -> Tensor:
+    def _workspace(self, size: int, operation: str) -> Tensor:
         if size < 0:
-            raise self._library.failed("signs")
+            raise self._library.failed(operation)
         return self.weight.codes.new_empty(size, dtype=torch.uint8)
 
     def run_linear(self, x: Matrix, y: Matrix, signs: SignsData) -> None:
@@ -42,7 +42,7 @@ class PreparedCudaSigns(DescribedSigns):
         size: int = library.function("cuda_linear_signs_workspace")(
             self._weight_pointer, x[3], self.activation_bits, index
         )
-        workspace = self._workspace(size)
+        workspace = self._workspace(size, "linear_signs")
         call = LINEAR_CALL.pack(
             self._weight_pointer, *x, *y, self._bias_pointer, self._bias_dtype, self.activation_bits,
             workspace.data_ptr(), size,
@@ -61,7 +61,7 @@ class PreparedCudaSigns(DescribedSigns):
             self._bias_dtype, self.activation_bits, ctypes.addressof(signs), None, 0,
         )  # fmt: skip
         size: int = library.conv_workspace(ctypes.addressof(call), index)
-        workspace = self._workspace(size)
+        workspace = self._workspace(size, "conv_signs")
         call.workspace, call.workspace_bytes = workspace.data_ptr(), size
         if library.conv(ctypes.addressof(call), index, library.stream(index)) != 0:
             raise library.failed("conv_signs")

@@ -260,6 +260,27 @@ def test_modes_of_the_first_caller_make_no_difference(emulated: EmulatedLibrary)
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_preference_of_the_first_caller_makes_no_difference(
+    emulated: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[str, str]] = set()
+    run = emulated.linear
+
+    def watched(call: bytes, index: int, stream: int) -> int:
+        seen.add(emulated.choice[:2])
+        status: int = run(call, index, stream)
+        return status
+
+    monkeypatch.setattr(emulated, "linear", watched)
+    emulated.prefer("gemm")
+    try:
+        assert self_check.check(emulated, 0) == {}
+        assert emulated.choice[:2] == ("", "gemm")
+    finally:
+        emulated.prefer("")
+    assert {preferred for _, preferred in seen} == {""}
+
+
 def test_threads_wait_for_one_check(
     emulated: EmulatedLibrary,
     checks: list[int],

@@ -15,6 +15,7 @@ from threshold_networks import layer_of, norm_of, same, sign_of
 
 from impl import native
 from impl.layers.threshold import ThresholdLayer
+from impl.native.cuda import PreparedCudaSigns
 from impl.thresholds import fuse_thresholds
 
 pytestmark = pytest.mark.usefixtures("on_cpu_tensors", "one_thread")
@@ -52,6 +53,8 @@ def test_a_fused_network_gives_what_the_other_gave(dims: int, kind: str, bits: i
     with torch.no_grad():
         y = fused(x)
     assert same(y, expected)
+    # Of itself: the layers alone, between signs that torch packs, would run on kernels of this name too.
+    assert all(type(module._prepared) is PreparedCudaSigns for module in layers)
     assert all(module.layer.last_kernel.endswith("/sm_80") for module in layers)
 
 
