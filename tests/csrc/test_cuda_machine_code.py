@@ -50,11 +50,17 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Kernel]:
     return [kernel for file in files for kernel in machine_code.disassemble(file)]
 
 
+#: conv_any_kernel<true, ..>: groups of one channel, which leave no four bytes to multiply at once.
+SINGLE_CHANNELS = "conv_any_kernelILb1E"
+
+
 def test_each_kernel_is_built_around_its_instruction(kernels: list[Kernel]) -> None:
     missing = [
         f"{kernel.symbol} without {PRODUCTS[kernel.name]}"
         for kernel in kernels
-        if kernel.name in PRODUCTS and kernel.counts[PRODUCTS[kernel.name]] == 0
+        if kernel.name in PRODUCTS
+        and kernel.counts[PRODUCTS[kernel.name]] == 0
+        and SINGLE_CHANNELS not in kernel.symbol
     ]
     assert missing == []
     assert set(PRODUCTS) <= {kernel.name for kernel in kernels}
